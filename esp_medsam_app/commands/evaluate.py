@@ -1,0 +1,150 @@
+"""`esp-medsam evaluate`: how good a modality is on cases with reference label maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from . import runtime
+from .runtime import BatchSizeOption, BundleOption, DeviceOption, ModalityOption, Screen
+
+if TYPE_CHECKING:
+    from ..data.image import MedicalImage
+    from ..evaluation.report import EvaluatedCase, EvaluationReport, Metric
+
+_TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add `evaluate` to the command line."""
+
+    @app.command()
+    def evaluate(
+        data: Annotated[
+            list[Path],
+            typer.Option(
+                "--data",
+                metavar="DIR",
+                help="Holds images/ and labels/ with equal stems. May be given several times.",
+            ),
+        ],
+        modality: ModalityOption,
+        json: Annotated[
+            Path | None, typer.Option("--json", metavar="FILE", help="Write the report here too.")
+        ] = None,
+        predictions: Annotated[
+            Path | None,
+            typer.Option("--predictions", metavar="DIR", help="Keep the predicted label maps."),
+        ] = None,
+        limit: Annotated[
+            int | None,
+            typer.Option("--limit", min=1, metavar="N", help="Only the first N cases, by name."),
+        ] = None,
+        bundle: BundleOption = None,
+        device: DeviceOption = "auto",
+        batch_size: BatchSizeOption = None,
+    ) -> None:
+        """Compare predictions with reference label maps.
+
+        Prints Dice, IoU and HD95 (the 95th percentile of the surface distance) with mean, standard
+        deviation and a 95 % bootstrap interval over the cases. A label absent from reference and
+        prediction counts Dice and IoU 1; one in only one of them counts 0, has no HD95 and is
+        counted as missed. A binary mask may mark its label with 255.
+        """
+        from ..data.names import label_map_suffix
+        from ..data.writing import write_label_map
+        from ..evaluation.pairs import check_references, find_pairs
+        from ..evaluation.report import evaluate_cases, write_report
+
+        pairs = find_pairs(data)[:limit]
+        for folder in (predictions, json.parent if json else None):
+            if folder is not None:
+                runtime.ensure_writable_folder(folder)
+        segmenter = runtime.make_segmenter(bundle, device, batch_size)
+        chosen = runtime.modality_of(segmenter, modality)
+        check_references(pairs, chosen)
+        screen = Screen()
+        with screen.progress as progress:
+            cases = progress.add_task("cases", total=len(pairs))
+            slices = progress.add_task("slices", total=None)
+
+            def predict(image: MedicalImage) -> np.ndarray:
+                progress.reset(slices)
+                return segmenter.segment(
+                    image,
+                    chosen.name,
+                    on_slice=lambda done, total: progress.update(
+                        slices, completed=done, total=total
+                    ),
+                )
+
+            def on_case(case: EvaluatedCase) -> None:
+                progress.advance(cases)
+                if predictions is not None:
+                    suffix = label_map_suffix(case.image.grid)
+                    target = predictions / f"{case.score.name}{suffix}"
+                    write_label_map(target, case.prediction, case.image.grid)
+
+            report = evaluate_cases(pairs, predict, chosen, on_case)
+        screen.show(report_table(report))
+        for note in report_notes(report):
+            screen.say(note)
+        if json is not None:
+            screen.say(f"Report: {write_report(json, report)}")
+
+
+def report_table(report: EvaluationReport) -> Table:
+    """The report as a table: a row a metric, then a row a metric and label if there are several."""
+    table = Table(title=f"{report.modality}: {_cases(len(report.cases))}")
+    for column in ("metric", "label"):
+        table.add_column(column)
+    for column in ("mean", "std", "95 % interval", "cases"):
+        table.add_column(column, justify="right", no_wrap=True)
+    metrics: tuple[Metric, ...] = ("dice", "iou", "hd95")
+    several = len(report.labels) > 1
+    for label in (None, *report.labels) if several else (None,):
+        for metric in metrics:
+            summary = report.summary(metric, label)
+            digits = 2 if metric == "hd95" else 4
+            unit = f" ({report.distance_unit})" if metric == "hd95" else ""
+            low, high = summary.ci95 or (None, None)
+            table.add_row(
+                _TITLES[metric] + unit,
+                label or ("mean of labels" if several else report.labels[0]),
+                _number(summary.mean, digits),
+                _number(summary.std, digits),
+                "-" if low is None else f"{_number(low, digits)} to {_number(high, digits)}",
+                str(summary.cases),
+            )
+        table.add_section()
+    return table
+
+
+def report_notes(report: EvaluationReport) -> list[str]:
+    """What the table leaves out: where HD95 is undefined."""
+    notes = []
+    for label in report.labels:
+        missed, absent = report.missed(label), report.absent(label)
+        if missed:
+            notes.append(
+                f"{label}: in only one of reference and prediction in {_cases(missed)} "
+                "(Dice 0, no HD95)"
+            )
+        if absent:
+            notes.append(
+                f"{label}: in neither reference nor prediction in {_cases(absent)} "
+                "(Dice 1, no HD95)"
+            )
+    return notes
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _cases(count: int) -> str:
+    return f"{count} case" + ("" if count == 1 else "s")

@@ -1,0 +1,126 @@
+"""What the commands that run the network share: the segmenter, its options, progress on screen."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from ..inference import Segmenter
+    from ..modalities import Modality
+
+ModalityOption = Annotated[
+    str,
+    typer.Option(
+        "--modality", "-m", metavar="NAME", help="Entry of the catalogue, e.g. ct_liver."
+    ),
+]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="DIR", help="Weights to use instead of the starter bundle."),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; auto prefers a GPU.")
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, metavar="N", help="Slices a pass; chosen by the device if not given."
+    ),
+]
+
+
+def make_segmenter(bundle: Path | None, device: str, batch_size: int | None) -> Segmenter:
+    """The segmenter of a command; the one place where the commands load weights.
+
+    Raises WeightsError for a bundle that cannot be used.
+    """
+    # torch takes seconds to import: not for `--help`
+    from ..inference import Segmenter
+    from ..weights import load_bundle
+
+    return Segmenter(load_bundle(bundle), device=device, batch_size=batch_size)
+
+
+def modality_of(segmenter: Segmenter, name: str) -> Modality:
+    """The bundle's modality of this name; raises UnknownNameError, which lists those there are."""
+    modalities = segmenter.bundle.modalities
+    if name not in modalities:
+        raise UnknownNameError(
+            f"the weights have no modality '{name}'",
+            path=segmenter.bundle.path,
+            remedy=f"Available: {', '.join(sorted(modalities))}",
+        )
+    return modalities[name]
+
+
+class Screen:
+    """Lines of results on standard output, progress bars where a person watches.
+
+    On a terminal both share one console, so that lines appear above the bars. When the output goes
+    to a file the bars stay on standard error, and only if that is a terminal.
+    """
+
+    def __init__(self) -> None:
+        self._out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        bars = self._out if self._out.is_terminal else self._err
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=bars,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not bars.is_terminal,
+        )
+
+    def say(self, text: str) -> None:
+        """A line on standard output."""
+        self._out.print(text)
+
+    def complain(self, text: str) -> None:
+        """A red line on standard error."""
+        self._err.print(text, style="red", soft_wrap=True)
+
+    def trace(self) -> None:
+        """The current exception's traceback, on standard error."""
+        self._err.print_exception()
+
+    def show(self, table: object) -> None:
+        """A table or another thing that rich draws, on standard output."""
+        self._out.print(table, soft_wrap=False)
+
+
+def ensure_writable_folder(folder: Path) -> None:
+    """Make `folder` if it is missing, and try that a file can be made in it.
+
+    Raises InputError, before any work is done for it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"the output folder cannot be written to ({error.strerror or error})",
+            path=folder,
+            remedy="Choose a folder you may write to",
+        ) from error

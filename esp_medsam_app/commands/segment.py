@@ -1,0 +1,257 @@
+"""`esp-medsam segment`: images and volumes in, label maps out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from ..errors import EspMedSamError, InputError
+from . import runtime
+from .runtime import BatchSizeOption, BundleOption, DeviceOption, ModalityOption, Screen
+
+if TYPE_CHECKING:
+    from ..data.image import Grid
+    from ..inference import Segmenter
+    from ..modalities import Modality
+
+
+@dataclass(frozen=True)
+class Job:
+    """An input and the name its outputs start with."""
+
+    source: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is written, and where."""
+
+    output: Path
+    overlay: bool
+    overwrite: bool
+
+
+def register(app: typer.Typer) -> None:
+    """Add `segment` to the command line."""
+
+    @app.command()
+    def segment(
+        paths: Annotated[
+            list[Path],
+            typer.Argument(
+                metavar="PATH...",
+                help="NIfTI, NRRD, DICOM file, PNG, JPEG or TIFF; the folder of a DICOM series; or "
+                "a folder of any of these.",
+            ),
+        ],
+        modality: ModalityOption,
+        output: Annotated[
+            Path,
+            typer.Option("--output", "-o", metavar="DIR", help="Where label maps go; made if new."),
+        ],
+        overlay: Annotated[
+            bool, typer.Option("--overlay", help="Also write NAME_overlay.png to look at.")
+        ] = False,
+        overwrite: Annotated[
+            bool,
+            typer.Option(
+                help="Replace label maps that exist; with --no-overwrite their inputs are skipped."
+            ),
+        ] = True,
+        bundle: BundleOption = None,
+        device: DeviceOption = "auto",
+        batch_size: BatchSizeOption = None,
+    ) -> None:
+        """Segment images and volumes.
+
+        Writes NAME_seg.nii.gz with the input's exact grid, NAME_seg.png for pictures. An input that
+        fails is reported and the others go on; the exit code is then 2.
+        """
+        runtime.ensure_writable_folder(output)
+        segmenter = runtime.make_segmenter(bundle, device, batch_size)
+        failed = segment_all(
+            paths,
+            segmenter,
+            runtime.modality_of(segmenter, modality),
+            Options(output, overlay, overwrite),
+            Screen(),
+        )
+        if failed:
+            raise typer.Exit(2)
+
+
+def segment_all(
+    paths: Iterable[Path],
+    segmenter: Segmenter,
+    modality: Modality,
+    options: Options,
+    screen: Screen,
+) -> int:
+    """Segment everything in `paths`; the number of inputs that failed, each told on the screen."""
+    sources, problems = expand(paths, options.output)
+    for problem in problems:
+        screen.complain(str(problem))
+    jobs = name_jobs(sources)
+    failed = len(problems)
+    inputs = {source.resolve() for source in sources}
+    with screen.progress as progress:
+        files = progress.add_task("files", total=len(jobs))
+        slices = progress.add_task("slices", total=None)
+
+        def on_slice(done: int, total: int) -> None:
+            progress.update(slices, completed=done, total=total)
+
+        for job in jobs:
+            progress.update(files, description=job.source.name)
+            progress.reset(slices)
+            try:
+                screen.say(_run(job, segmenter, modality, options, inputs, on_slice))
+            except EspMedSamError as error:
+                failed += 1
+                screen.complain(_with_source(error, job.source))
+            except Exception as error:
+                # a defect of ours; a night's batch still does not end here
+                failed += 1
+                screen.complain(
+                    f"{job.source}: failed unexpectedly ({type(error).__name__}: {error}). "
+                    "Please report this with the lines below"
+                )
+                screen.trace()
+            progress.advance(files)
+    if failed or len(jobs) != 1:
+        done = len(jobs) + len(problems) - failed
+        screen.say(f"{done} of {len(jobs) + len(problems)} done, {failed} failed")
+    return failed
+
+
+def expand(paths: Iterable[Path], output: Path) -> tuple[list[Path], list[InputError]]:
+    """The inputs that the paths given stand for, each once, and what is wrong with the others.
+
+    A folder stands for its DICOM series if it is one, else for every file and series folder in it
+    that can be read, by name; this command's own earlier outputs are left out.
+    """
+    from ..data.reading import is_readable_name
+
+    found: dict[Path, Path] = {}
+    problems: list[InputError] = []
+    for path in paths:
+        if not path.exists():
+            problems.append(
+                InputError("there is no such file or folder", path=path, remedy="Check the path")
+            )
+        elif path.is_file() or is_readable_name(path):
+            found.setdefault(path.resolve(), path)
+        else:
+            inside = [
+                p
+                for p in sorted(path.iterdir())
+                if not p.name.startswith(".") and is_readable_name(p)
+            ]
+            if path.resolve() == output.resolve():
+                inside = _without_outputs(inside)
+            for p in inside:
+                found.setdefault(p.resolve(), p)
+            if not inside:
+                problems.append(
+                    InputError(
+                        "the folder holds no image that can be read",
+                        path=path,
+                        remedy="NIfTI, NRRD, DICOM, PNG, JPEG and TIFF are read; folders in it are "
+                        "not searched unless they are DICOM series",
+                    )
+                )
+    return list(found.values()), problems
+
+
+def name_jobs(sources: list[Path]) -> list[Job]:
+    """Each source with the name of its outputs; names that would clash are told apart."""
+    from ..data.names import case_name, unique_names
+
+    names = unique_names([case_name(source) for source in sources], sources)
+    return [Job(source, name) for source, name in zip(sources, names, strict=True)]
+
+
+def describe_labels(labels: np.ndarray, modality: Modality, grid: Grid) -> str:
+    """The labels found with their size: voxels and ml in a volume, pixels in a picture."""
+    counts = np.bincount(labels.ravel(), minlength=max(modality.labels.values()) + 1)
+    parts = []
+    for name, value in modality.labels.items():
+        count = int(counts[value])
+        if not count:
+            continue
+        if len(grid.shape) == 3 and grid.has_patient_space:
+            ml = count * float(np.prod(grid.spacing)) / 1000
+            parts.append(f"{name} {count} voxels ({ml:.3g} ml)")
+        else:
+            parts.append(f"{name} {count} {'voxels' if len(grid.shape) == 3 else 'pixels'}")
+    return ", ".join(parts) or "no label found"
+
+
+def _run(
+    job: Job,
+    segmenter: Segmenter,
+    modality: Modality,
+    options: Options,
+    inputs: set[Path],
+    on_slice: Callable[[int, int], None],
+) -> str:
+    """Segment one input and write its files; the line that tells about it."""
+    from ..data.names import label_map_suffix
+    from ..data.reading import read_image
+    from ..data.writing import write_label_map
+    from ..inference.overlay import save_overlay
+
+    start = time.perf_counter()
+    image = read_image(job.source)
+    target = options.output / f"{job.name}_seg{label_map_suffix(image.grid)}"
+    picture = options.output / f"{job.name}_overlay.png"
+    if target.exists() and not options.overwrite:
+        return f"{job.source}: skipped, {target} exists"
+    for path in (target, picture) if options.overlay else (target,):
+        if path.resolve() in inputs:
+            raise InputError(
+                f"its output would replace the input {path}",
+                path=job.source,
+                remedy="Choose another output folder",
+            )
+    labels = segmenter.segment(image, modality.name, on_slice=on_slice)
+    try:
+        write_label_map(target, labels, image.grid)
+    except OSError as error:
+        raise InputError(
+            f"the label map cannot be written ({error.strerror or error})",
+            path=target,
+            remedy="Check that the disk has space left and that the folder is still there",
+        ) from error
+    if options.overlay:
+        save_overlay(picture, image, labels, modality)
+    seconds = time.perf_counter() - start
+    found = describe_labels(labels, modality, image.grid)
+    return f"{job.source} -> {target}: {found}, {seconds:.1f} s"
+
+
+def _without_outputs(paths: list[Path]) -> list[Path]:
+    """Leave out `x_seg.*` and `x_overlay.png` beside `x`: they are what this command wrote."""
+    from ..data.names import case_name
+
+    names = {case_name(path) for path in paths}
+    return [
+        path
+        for path in paths
+        if not any(
+            case_name(path).endswith(end) and case_name(path).removesuffix(end) in names
+            for end in ("_seg", "_overlay")
+        )
+    ]
+
+
+def _with_source(error: EspMedSamError, source: Path) -> str:
+    """The error's message, with the input in front where the message does not name a file."""
+    return str(error) if error.path is not None else f"{source}: {error}"

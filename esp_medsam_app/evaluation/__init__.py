@@ -1,0 +1,1 @@
+"""How good a segmentation is: overlap and distance against reference label maps."""

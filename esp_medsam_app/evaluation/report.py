@@ -1,0 +1,227 @@
+"""Evaluation of a segmenter on reference cases, and the report of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..data.image import Grid, MedicalImage
+from ..errors import InputError
+from ..modalities import Modality
+from .metrics import RESAMPLES, SEED, LabelScore, bootstrap_interval, score_labels
+from .pairs import CasePair, read_pair
+
+Metric = Literal["dice", "iou", "hd95"]
+METRICS: tuple[Metric, ...] = ("dice", "iou", "hd95")
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Scores of one case: by label, and their means over the labels."""
+
+    name: str
+    labels: Mapping[str, LabelScore]
+    seconds: float
+
+    @property
+    def dice(self) -> float:
+        """Mean Dice over the labels (a label absent from both maps counts 1)."""
+        return float(np.mean([score.dice for score in self.labels.values()]))
+
+    @property
+    def iou(self) -> float:
+        """Mean IoU over the labels (a label absent from both maps counts 1)."""
+        return float(np.mean([score.iou for score in self.labels.values()]))
+
+    @property
+    def hd95(self) -> float | None:
+        """Mean HD95 over the labels that have one, in the report's unit; `None` if none has."""
+        distances = [score.hd95 for score in self.labels.values() if score.hd95 is not None]
+        return float(np.mean(distances)) if distances else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The case's entry in the report's `per_case`."""
+        return {
+            "name": self.name,
+            "dice": self.dice,
+            "iou": self.iou,
+            "hd95": self.hd95,
+            "per_label": {
+                name: {
+                    "dice": score.dice,
+                    "iou": score.iou,
+                    "hd95": score.hd95,
+                    "reference_voxels": score.reference_voxels,
+                    "predicted_voxels": score.predicted_voxels,
+                }
+                for name, score in self.labels.items()
+            },
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluatedCase:
+    """What `evaluate_cases` hands to its caller after each case."""
+
+    score: CaseScore
+    image: MedicalImage
+    prediction: np.ndarray
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, sample standard deviation (n - 1) and 95 % bootstrap interval over `cases` cases.
+
+    `None` where there are too few cases: two for the deviation, one for the rest.
+    """
+
+    mean: float | None
+    std: float | None
+    ci95: tuple[float, float] | None
+    cases: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Summary:
+        """Summarise the values that are defined."""
+        defined = np.array([value for value in values if value is not None], dtype=np.float64)
+        return cls(
+            mean=float(defined.mean()) if defined.size else None,
+            std=float(defined.std(ddof=1)) if defined.size > 1 else None,
+            ci95=bootstrap_interval(defined),
+            cases=int(defined.size),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; the interval is a list of two."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            "cases": self.cases,
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Scores of a modality on reference cases. `distance_unit` ("mm" or "px") is HD95's."""
+
+    modality: str
+    labels: tuple[str, ...]
+    cases: tuple[CaseScore, ...]
+    distance_unit: str
+
+    def summary(self, metric: Metric, label: str | None = None) -> Summary:
+        """A metric over the cases: of one label, or of the cases' means over their labels."""
+        if label is None:
+            return Summary.of(getattr(case, metric) for case in self.cases)
+        return Summary.of(getattr(case.labels[label], metric) for case in self.cases)
+
+    def missed(self, label: str | None = None) -> int:
+        """How often a label stands in only one of reference and prediction."""
+        return sum(score.missed for score in self._scores(label))
+
+    def absent(self, label: str | None = None) -> int:
+        """How often a label stands in neither reference nor prediction."""
+        return sum(score.absent for score in self._scores(label))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of finite numbers and nulls."""
+        result: dict[str, Any] = {"modality": self.modality, "cases": len(self.cases)}
+        for metric in METRICS:
+            result[metric] = {
+                **self._summary_json(metric),
+                "per_label": {name: self._summary_json(metric, name) for name in self.labels},
+            }
+        result["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED}
+        result["per_case"] = [case.to_json() for case in self.cases]
+        return result
+
+    def _summary_json(self, metric: Metric, label: str | None = None) -> dict[str, Any]:
+        summary = self.summary(metric, label).to_json()
+        if metric == "hd95":
+            summary |= {
+                "unit": self.distance_unit,
+                "missed": self.missed(label),
+                "absent": self.absent(label),
+            }
+        return summary
+
+    def _scores(self, label: str | None) -> list[LabelScore]:
+        names = self.labels if label is None else (label,)
+        return [case.labels[name] for case in self.cases for name in names]
+
+
+def evaluate_cases(
+    pairs: Sequence[CasePair],
+    predict: Callable[[MedicalImage], np.ndarray],
+    modality: Modality,
+    on_case: Callable[[EvaluatedCase], None] | None = None,
+) -> EvaluationReport:
+    """Predict every case and score it against its reference, one case in memory at a time.
+
+    `predict` returns an integer label map of the image's shape, with the modality's label values.
+    Distances are in mm; in pixels for pictures, which have no spacing. `on_case` is called after
+    each case. Raises InputError for a pair that `read_pair` refuses, for a mixture of pictures and
+    images with a spacing (their distances have no common mean), and without pairs; ValueError for a
+    prediction of the wrong shape.
+    """
+    if not pairs:
+        raise InputError("there is no case to evaluate")
+    cases: list[CaseScore] = []
+    unit = ""
+    for pair in pairs:
+        image, reference = read_pair(pair, modality)
+        if unit and unit != distance_unit(image.grid):
+            raise InputError(
+                f"distances of this case are in {distance_unit(image.grid)}, those of the cases "
+                f"before in {unit}",
+                path=pair.image,
+                remedy="Evaluate pictures and images with a spacing apart",
+            )
+        unit = distance_unit(image.grid)
+        start = time.perf_counter()
+        prediction = predict(image)
+        seconds = time.perf_counter() - start
+        if prediction.shape != image.grid.shape:
+            raise ValueError(f"predicted {prediction.shape} for an image of {image.grid.shape}")
+        spacing = image.grid.spacing if unit == "mm" else (1.0,) * len(image.grid.shape)
+        scores = score_labels(reference.voxels, prediction, modality.labels, spacing)
+        cases.append(CaseScore(pair.name, scores, seconds))
+        if on_case is not None:
+            on_case(EvaluatedCase(cases[-1], image, prediction))
+    return EvaluationReport(modality.name, tuple(modality.labels), tuple(cases), unit)
+
+
+def distance_unit(grid: Grid) -> str:
+    """ "mm", or "px" for a picture."""
+    return "mm" if grid.has_patient_space else "px"
+
+
+def write_report(path: str | Path, report: EvaluationReport) -> Path:
+    """Write the report as JSON; the file appears whole or not at all.
+
+    Raises InputError when the file cannot be written.
+    """
+    path = Path(path)
+    text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"the report cannot be written ({error.strerror or error})",
+            path=path,
+            remedy="Choose a file in a folder you may write to",
+        ) from error
+    return path

@@ -1,0 +1,6 @@
+"""The catalogue: one YAML file a modality."""
+
+from esp_medsam_app.modalities.catalogue import catalogue, get_modality, read_modality
+from esp_medsam_app.modalities.modality import Intensity, Modality, Tiles
+
+__all__ = ["Intensity", "Modality", "Tiles", "catalogue", "get_modality", "read_modality"]

