@@ -39,9 +39,14 @@ class IntensityScale:
             intensity: the modality's rule.
 
         Raises:
-            InputError: all voxels are equal, so that there is nothing to segment.
+            InputError: voxels are not finite, or all equal: there is nothing to segment.
         """
         low, high = float(voxels.min()), float(voxels.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise InputError(
+                "voxels that are no numbers (NaN or infinite)",
+                remedy="Replace them, for example by the value of air",
+            )
         if not low < high:
             raise InputError(
                 f"all voxels have the value {low:g}: there is nothing to segment",
@@ -52,7 +57,7 @@ class IntensityScale:
                 return cls(0.0, 255.0)
             return cls(intensity.low, intensity.high)
         if intensity.kind == "percentiles":
-            least, most = np.percentile(voxels, [intensity.low, intensity.high])
+            least, most = np.percentile(voxels.astype(np.float32), [intensity.low, intensity.high])
             # a few bright voxels on a constant ground leave nothing between the percentiles
             if least < most:
                 low, high = float(least), float(most)
@@ -84,7 +89,7 @@ class Tiling:
     height: int
     width: int
     tile: int
-    tiles: Tiles = Tiles()
+    tiles: Tiles
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < SMALLEST_SIDE:

@@ -1,6 +1,14 @@
 """The catalogue: one YAML file a modality."""
 
 from esp_medsam_app.modalities.catalogue import catalogue, get_modality, read_modality
-from esp_medsam_app.modalities.modality import Intensity, Modality, Tiles
+from esp_medsam_app.modalities.modality import Augmentation, Intensity, Modality, Tiles
 
-__all__ = ["Intensity", "Modality", "Tiles", "catalogue", "get_modality", "read_modality"]
+__all__ = [
+    "Augmentation",
+    "Intensity",
+    "Modality",
+    "Tiles",
+    "catalogue",
+    "get_modality",
+    "read_modality",
+]

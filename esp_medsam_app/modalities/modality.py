@@ -46,8 +46,8 @@ class Tiles(_Frozen):
     the image's own size, so that it is not scaled more than needed.
     """
 
-    least: int = Field(1, ge=1, le=16)
-    most: int = Field(1, ge=1, le=16)
+    least: int = Field(default=1, ge=1, le=16)
+    most: int = Field(default=1, ge=1, le=16)
 
     @model_validator(mode="after")
     def _ordered(self) -> Tiles:
@@ -69,9 +69,9 @@ class Augmentation(_Frozen):
 
     flips: tuple[Literal["left_right", "up_down"], ...] = ()
     quarter_turns: bool = False
-    rotation: float = Field(10.0, ge=0, le=180)
-    scale: float = Field(0.1, ge=0, lt=1)
-    intensity: float = Field(0.5, ge=0, le=1)
+    rotation: float = Field(default=10.0, ge=0, le=180)
+    scale: float = Field(default=0.1, ge=0, lt=1)
+    intensity: float = Field(default=0.5, ge=0, le=1)
 
 
 class Modality(_Frozen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
@@ -104,9 +105,18 @@ class EspMedSam(nn.Module):
         queries = self.queries[modality]
         assert isinstance(queries, ModalityQueries)
         prompt, patch_logits = self.patch_prompt_generator(embedding)
-        position = self.prompt_encoder.pe_layer(tuple(embedding.shape[-2:])).unsqueeze(0)
+        position = self._position(embedding)
         # SAM's no_mask_embed is not added: the dense prompt takes its place.
         return self.decoder(embedding + prompt, position, queries, query), patch_logits
+
+    def _position(self, embedding: Tensor) -> Tensor:
+        """SAM's dense positional encoding `[1, 256, E, E]`, in float32 whatever the precision.
+
+        Its frequencies reach many turns across the image: bfloat16 would leave their phase open.
+        """
+        with torch.autocast(embedding.device.type, enabled=False):
+            position = self.prompt_encoder.pe_layer(tuple(embedding.shape[-2:]))
+        return position.unsqueeze(0)
 
     def forward(
         self, image: Tensor, modality: str | None = None, query: int | None = None

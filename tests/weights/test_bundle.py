@@ -1,0 +1,131 @@
+"""Bundles: written, read back, and refused when something is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from esp_medsam_app.errors import UnknownNameError, WeightsError
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.training.trainer import new_network
+from esp_medsam_app.weights import Bundle, load_bundle, save_bundle
+from esp_medsam_app.weights.backbones import LITE_MEDSAM
+from esp_medsam_app.weights.bundle import DECODER, controller_file
+
+ONE = Modality(name="one", title="One", description="", dimension=2, labels={"a": 1})
+TWO = Modality(name="two", title="Two", description="", dimension=3, labels={"b": 1, "c": 2})
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def network() -> EspMedSam:
+    torch.manual_seed(5)
+    network = new_network(LITE_MEDSAM, [ONE, TWO]).eval().requires_grad_(False)
+    for parameter in network.controllers.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.01)
+    return network
+
+
+@pytest.fixture
+def bundle(network: EspMedSam, tmp_path: Path) -> Bundle:
+    return save_bundle(
+        tmp_path / "bundle",
+        network,
+        [ONE, TWO],
+        name="test",
+        backbone="lite_medsam",
+        training={"seed": 5},
+    )
+
+
+def test_round_trip(network: EspMedSam, bundle: Bundle) -> None:
+    """What is read back segments as what was written, within float16."""
+    again = load_bundle(bundle.path)
+    again.verify()
+    assert again.modalities == {"one": ONE, "two": TWO}
+    assert again.description.training == {"seed": 5}
+    loaded = again.load_network()
+    for name in ("one", "two"):
+        expected = network(IMAGE, name).mask_logits
+        found = loaded(IMAGE, name).mask_logits
+        assert (found - expected).norm() / expected.norm() < 0.01
+
+
+def test_some_modalities_only(bundle: Bundle) -> None:
+    assert bundle.load_network(["two"]).modalities == ["two"]
+
+
+def test_unknown_modality(bundle: Bundle) -> None:
+    with pytest.raises(UnknownNameError, match="Available: one, two"):
+        bundle.load_network(["three"])
+
+
+@pytest.mark.parametrize("name", [DECODER, controller_file("two")])
+def test_damaged_file(bundle: Bundle, name: str) -> None:
+    file = bundle.path / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(WeightsError, match="damaged or was exchanged"):
+        bundle.verify()
+    with pytest.raises(WeightsError, match=file.name):
+        bundle.load_network()
+
+
+def test_missing_file(bundle: Bundle) -> None:
+    (bundle.path / controller_file("one")).unlink()
+    with pytest.raises(WeightsError, match=r"one\.safetensors.*cannot be read"):
+        bundle.verify()
+    assert bundle.load_network(["two"]).modalities == ["two"]
+
+
+def test_file_of_another_network(bundle: Bundle) -> None:
+    """A file whose digest is right but which belongs to another modality does not fit."""
+    description = json.loads((bundle.path / "bundle.json").read_text())
+    files = description["files"]
+    files[controller_file("one")] = files[controller_file("two")]
+    (bundle.path / "bundle.json").write_text(json.dumps(description))
+    (bundle.path / controller_file("one")).write_bytes(
+        (bundle.path / controller_file("two")).read_bytes()
+    )
+    with pytest.raises(WeightsError, match="do not fit"):
+        load_bundle(bundle.path).load_network()
+
+
+def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="not a bundle"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "newer"),
+        ({"files": None}, "files"),
+        ({"backbone": {"name": "lite_medsam"}}, r"backbone\.sha256"),
+    ],
+)
+def test_description_that_cannot_be_used(
+    bundle: Bundle, change: dict[str, object], message: str
+) -> None:
+    file = bundle.path / "bundle.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(WeightsError, match=message):
+        load_bundle(bundle.path)
+
+
+def test_description_that_is_no_json(bundle: Bundle) -> None:
+    (bundle.path / "bundle.json").write_text("{")
+    with pytest.raises(WeightsError, match="not JSON"):
+        load_bundle(bundle.path)
+
+
+def test_starter_bundle_is_whole() -> None:
+    bundle = load_bundle()
+    bundle.verify()
+    assert {"microscopy_nuclei", "fundus_vessels"} <= set(bundle.modalities)
+    assert bundle.load_network().modalities == list(bundle.modalities)
