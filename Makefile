@@ -20,7 +20,7 @@ export SAM2_BUILD_CUDA := 0
 # pinned set: pip's own age is no news
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install serve samples doctor test lint types unit format lock wheel clean distclean
+.PHONY: help install serve samples doctor test lint types unit format lock manifest wheel clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -86,6 +86,11 @@ format: $(VENV)/installed-dev
 ## lock        write requirements*.txt from what is installed in .venv
 lock: $(VENV)/installed-dev
 	$(BIN)/python scripts/lock_requirements.py
+
+## manifest    write sample_data/manifest.json after a change of the sample cases
+manifest: $(VENV)/installed
+	$(BIN)/python -c "from esp_medsam_app.samples import *; import sys; \
+		sys.stdout.buffer.write(to_json(description()))" > sample_data/manifest.json
 
 ## wheel       a wheel of the package in dist/
 wheel: $(VENV)/installed
