@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -91,3 +92,25 @@ def _compare(by: str, requirement: Requirement) -> Need:
     met = found is not None and requirement.specifier.contains(found, prereleases=True)
     name = str(canonicalize_name(requirement.name))
     return Need(by, name, str(requirement.specifier), found, met)
+
+
+def pinned_versions(requirements: Path) -> dict[str, str]:
+    """The pins of a `requirements.txt` that apply here: normalised name to version.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    pins = {}
+    for line in requirements.read_text(encoding="utf-8").splitlines():
+        try:
+            requirement = Requirement(line.partition("#")[0].strip())
+        except InvalidRequirement:
+            # comments, empty lines and options of pip
+            continue
+        pinned = [item.version for item in requirement.specifier if item.operator == "=="]
+        if pinned and (requirement.marker is None or requirement.marker.evaluate()):
+            pins[str(canonicalize_name(requirement.name))] = pinned[0]
+    return pins

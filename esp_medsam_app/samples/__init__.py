@@ -5,6 +5,7 @@ from esp_medsam_app.samples.builder import (
     SampleData,
     build_sample_data,
     description,
+    is_complete,
     sample_cases,
     to_json,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "SampleData",
     "build_sample_data",
     "description",
+    "is_complete",
     "sample_cases",
     "to_json",
 ]

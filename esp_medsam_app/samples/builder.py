@@ -156,7 +156,7 @@ def build_sample_data(output: Path) -> SampleData:
     """
     left_out: list[str] = []
     try:
-        if _complete(output):
+        if is_complete(output):
             return SampleData(output, sample_cases(), 0, ())
         cases: list[SampleCase] = []
         digests: dict[str, str] = {}
@@ -196,7 +196,7 @@ def _description(cases: list[SampleCase]) -> dict[str, Any]:
     return {"made_by": f"esp-medsam-app {__version__}", "cases": [asdict(case) for case in cases]}
 
 
-def _complete(output: Path) -> bool:
+def is_complete(output: Path) -> bool:
     """Whether this release's samples lie there, all of them and unharmed."""
     try:
         found = json.loads((output / MANIFEST).read_bytes())

@@ -1,0 +1,1 @@
+"""The commands of `esp-medsam`, one file each; `cli.py` collects them."""
