@@ -27,7 +27,7 @@ _SUFFIXES = (
 def case_name(path: str | Path) -> str:
     """The name of a case: the file name less its image suffix; a folder's name is kept whole.
 
-    Only suffixes of image files are cut, so that `1.2.840.113` or `patient.07.nii.gz` keep their dots.
+    Only suffixes of image files are cut: `1.2.840.113` and `patient.07.nii.gz` keep their dots.
     """
     path = Path(path)
     if path.is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esp_medsam_app.evaluation.pairs import CasePair
+from esp_medsam_app.training.datasets import DATASETS
 from esp_medsam_app.training.recipe import Recipe
 
 
@@ -19,7 +20,7 @@ def describe(
     *,
     device: str,
 ) -> dict[str, Any]:
-    """Recipe, data (folder names, number of cases) and versions, as JSON values.
+    """Recipe, data (data set, split, licence, number of cases) and versions, as JSON values.
 
     Only the last two parts of a folder's path are kept: data set and split, not the machine.
     """
@@ -27,8 +28,8 @@ def describe(
         "recipe": recipe.model_dump(),
         "data": {
             modality: {
-                "folders": ["/".join(path.resolve().parts[-2:]) for path in folders[modality]],
                 "cases": len(cases),
+                "sources": [_source(path) for path in folders[modality]],
             }
             for modality, cases in pairs.items()
         },
@@ -36,3 +37,10 @@ def describe(
         "finished": datetime.now(timezone.utc).date().isoformat(),
         "versions": {name: version(name) for name in ("esp-medsam-app", "torch", "monai")},
     }
+
+
+def _source(folder: Path) -> dict[str, str]:
+    name = folder.resolve().parts[-2]
+    source = {"folder": "/".join(folder.resolve().parts[-2:])}
+    known = DATASETS.get(name)
+    return source if known is None else source | known._asdict()

@@ -1,0 +1,91 @@
+"""Reading NIfTI-1 and NIfTI-2."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.errors import InputError
+
+# Deflate cannot shrink data further: a header that claims more does not tell the truth.
+_LARGEST_RATIO = 1040
+
+
+def read_nifti(path: Path) -> MedicalImage:
+    """Read a NIfTI file with 2 or 3 dimensions; trailing dimensions of one are dropped.
+
+    Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type.
+
+    Raises:
+        InputError: not NIfTI, truncated, 4D or of a type that is no grey value or colour.
+    """
+    damaged = "Export or copy it again"
+    try:
+        image: Any = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image):
+            raise InputError("not a single-file NIfTI image", path=path, remedy=damaged)
+        _check_size(image, path)
+        grid, colour = _grid(image, path)
+        voxels = np.asanyarray(image.dataobj)
+    except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
+        raise InputError(f"not a NIfTI image ({_first_line(error)})", path=path) from error
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise InputError(
+            f"the file is truncated or damaged ({_first_line(error)})", path=path, remedy=damaged
+        ) from error
+    if colour:
+        voxels = np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1)
+        return MedicalImage(voxels.reshape(*grid.shape, 3), grid, path)
+    voxels = voxels.reshape(grid.shape)
+    if voxels.dtype == np.float64:
+        voxels = voxels.astype(np.float32)
+    return MedicalImage(voxels.astype(voxels.dtype.newbyteorder("="), copy=False), grid, path)
+
+
+def _grid(image: Any, path: Path) -> tuple[Grid, bool]:
+    shape = tuple(int(extent) for extent in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3):
+        raise InputError(
+            f"{len(shape)}D image of {' x '.join(map(str, shape))} voxels; 2D and 3D can be read",
+            path=path,
+            remedy="Split it, for example into one file a time point",
+        )
+    dtype = image.get_data_dtype()
+    colour = dtype.names is not None
+    if (colour and dtype.names[:3] != ("R", "G", "B")) or dtype.kind == "c":
+        raise InputError(f"voxels of type {dtype} are neither grey values nor colours", path=path)
+    grid = Grid(
+        shape=shape,
+        affine=np.asarray(image.affine, np.float64),
+        has_patient_space=True,
+        nifti_header=image.header.copy(),
+    )
+    return grid, colour
+
+
+def _check_size(image: Any, path: Path) -> None:
+    """Refuse before memory is taken for voxels that the file cannot hold."""
+    claimed = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+    on_disk = path.stat().st_size
+    if claimed > on_disk * (_LARGEST_RATIO if path.name.lower().endswith(".gz") else 1):
+        raise InputError(
+            f"the file is truncated or damaged: {on_disk} bytes cannot hold an image of "
+            f"{' x '.join(map(str, image.shape))} voxels",
+            path=path,
+            remedy="Export or copy it again",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
