@@ -3,7 +3,9 @@
 #   docker build --tag esp-medsam .
 #   docker run --rm -p 8000:8000 esp-medsam                                    the sample data
 #   docker run --rm -p 8000:8000 -v "$PWD/studies:/studies" esp-medsam         your images
-#   docker run --rm -p 8000:8000 --gpus all esp-medsam --conf models ct_liver  options of `serve`
+#   docker run --rm -p 8000:8000 --gpus all esp-medsam --models ct_liver       options of `serve`
+#   docker run --rm -p 8000:8000 --entrypoint monailabel esp-medsam start_server \
+#       --app apps/esp_medsam --studies /studies --conf models ct_liver         MONAI Label's own
 #
 # /studies also receives the labels: it must be writable for user 1000 (or add --user "$(id -u)").
 FROM python:3.11-slim-bookworm

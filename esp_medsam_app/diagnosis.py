@@ -10,7 +10,6 @@ import errno
 import importlib.metadata
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esp_medsam_app.errors import EspMedSamError
+from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.installation import DISTRIBUTION, Need, needs, pinned_versions
 
 State = Literal["ok", "warning", "failed"]
@@ -230,30 +229,24 @@ def check_dcmqi(_setting: Setting) -> Iterable[Finding]:
 
 def check_port(setting: Setting) -> Iterable[Finding]:
     """A server could listen where it will."""
-    address = f"{setting.host}:{setting.port}"
+    from esp_medsam_app.server.launch import free_port
+
     try:
-        infos = socket.getaddrinfo(
-            setting.host, setting.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        free_port(setting.host, setting.port)
+    except InputError as error:
+        in_use = getattr(error.__cause__, "errno", None) == errno.EADDRINUSE
+        remedy = (
+            "If that is not your server, take another port: `esp-medsam serve --port 8001` "
+            'or `make serve SERVE_ARGS="--port 8001"`'
         )
-        with socket.socket(infos[0][0], socket.SOCK_STREAM) as listener:
-            if os.name == "posix":
-                # as a server does, so that a connection that has just ended is no hindrance
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(infos[0][4])
-            listener.listen(1)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            remedy = (
-                "If that is not your server, take another port: `esp-medsam serve --port 8001` "
-                'or `make serve SERVE_ARGS="--port 8001"`'
-            )
-            yield Finding("port", "warning", f"{address} is in use", remedy)
-        else:
-            remedy = "Choose another address with --host and --port"
-            found = f"{address} cannot be used ({error.strerror or error})"
-            yield Finding("port", "failed", found, remedy)
+        yield Finding(
+            "port",
+            "warning" if in_use else "failed",
+            error.problem,
+            remedy if in_use else error.remedy,
+        )
     else:
-        yield Finding("port", "ok", f"{address} is free")
+        yield Finding("port", "ok", f"{setting.host}:{setting.port} is free")
 
 
 def check_folders(setting: Setting) -> Iterable[Finding]:

@@ -208,7 +208,8 @@ def test_port_in_use_is_a_warning_and_a_foreign_address_a_failure(setting: Setti
         server.listen()
         finding = only(diagnosis.check_port(setting))
     assert finding.state == "warning"
-    assert "in use" in finding.found
+    assert str(setting.port) in finding.found
+    assert "another port" in finding.remedy
     # TEST-NET-1 (RFC 5737): never an address of this machine
     assert only(diagnosis.check_port(replace(setting, host="192.0.2.1"))).state == "failed"
 
