@@ -35,7 +35,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 		echo "Python 3.11 or 3.12 is needed and was not found (found: $(or $(PYTHON),none))."; \
 		echo "Install it, or name it: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.11"; \
 		exit 1; }
-	@echo "== Installing into $(VENV): 4 GB, some minutes the first time"
+	@echo "== Installing into $(VENV): 8 GB on disk, some minutes the first time"
 	"$(PYTHON)" -m venv $(VENV)
 	@echo "== 1 of 3: torch"
 	$(BIN)/python -m pip install --constraint requirements.txt setuptools torch
