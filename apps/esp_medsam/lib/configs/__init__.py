@@ -1,0 +1,1 @@
+"""One TaskConfig for each family of models."""

@@ -1,0 +1,173 @@
+"""`esp-medsam serve`: the MONAI Label server, and what to open then."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, Screen
+from esp_medsam_app.errors import EspMedSamError, InputError
+
+SAMPLES = Path("sample_data/built")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `serve` to the command line."""
+
+    @app.command()
+    def serve(
+        studies: Annotated[
+            str | None,
+            typer.Option(
+                metavar="DIR|URL",
+                help="Folder of images, or address of a DICOMweb server; sample data if not given.",
+            ),
+        ] = None,
+        host: Annotated[
+            str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")
+        ] = "127.0.0.1",
+        port: Annotated[
+            int, typer.Option(min=0, max=65535, help="TCP port; 0 takes any that is free.")
+        ] = 8000,
+        models: Annotated[
+            str, typer.Option(metavar="a,b", help="Models to serve, e.g. ct_liver,xray_chest.")
+        ] = "all",
+        bundle: BundleOption = None,
+        device: DeviceOption = "auto",
+        preload: Annotated[
+            bool, typer.Option("--preload", help="Load the weights now, not at the first request.")
+        ] = False,
+        app_dir: Annotated[
+            Path | None,
+            typer.Option("--app", metavar="DIR", help="The app, if not apps/esp_medsam here."),
+        ] = None,
+        log_level: Annotated[
+            str,
+            typer.Option(
+                help="What the server prints: INFO is a line a request, DEBUG is everything; "
+                "also WARNING and ERROR."
+            ),
+        ] = "INFO",
+        timeout: Annotated[float, typer.Option(min=1, help="Seconds it may take to start.")] = 300,
+    ) -> None:
+        """Start the MONAI Label server, and tell what to open in 3D Slicer or OHIF.
+
+        The same as `monailabel start_server --app apps/esp_medsam`. Ctrl-C stops it.
+        """
+        from esp_medsam_app.server.launch import app_folder, free_port, start_server
+
+        screen = Screen()
+        folder = _checked_app(app_dir) if app_dir else app_folder()
+        level = _checked_level(log_level)
+        # MONAI Label's own INFO are hundreds of lines
+        others = "WARNING" if level == "INFO" else level
+        # before the slow parts, so that every mistake is told at once
+        port = free_port(host, port)
+        conf = _checked_conf(models, bundle, device, preload)
+        place = _checked_studies(studies) if studies else _samples(screen)
+        with _stop_signals():
+            screen.say(f"Starting the server on {place} ...")
+            server = start_server(
+                folder,
+                place,
+                host=host,
+                port=port,
+                conf={**conf, "log_level": level},
+                arguments=("--verbose", others, "--log_level", others.lower()),
+            )
+            try:
+                screen.say(_welcome(server.wait_until_ready(timeout), server.url, place))
+                code = server.process.wait()
+                raise EspMedSamError(f"the server has stopped by itself (exit code {code})")
+            except KeyboardInterrupt:
+                screen.say("Stopping the server ...")
+            finally:
+                server.stop()
+        screen.say("The server has stopped")
+
+
+def _checked_app(folder: Path) -> Path:
+    if not (folder / "main.py").is_file():
+        raise InputError("not a MONAI Label app: there is no main.py", path=folder)
+    return folder
+
+
+def _checked_level(level: str) -> str:
+    known = ("DEBUG", "INFO", "WARNING", "ERROR")
+    if level.upper() not in known:
+        raise InputError(f"--log-level {level}: not one of {', '.join(known)}")
+    return level.upper()
+
+
+def _checked_conf(models: str, bundle: Path | None, device: str, preload: bool) -> dict[str, str]:
+    """The app's `--conf`, after a look that the server will not stumble over it.
+
+    Raises EspMedSamError as the app would, but before a server is started.
+    """
+    from esp_medsam_app.inference.device import choose_device
+    from esp_medsam_app.server.conf import model_name, select_models
+    from esp_medsam_app.weights import load_bundle
+
+    select_models(models, [model_name(name) for name in sorted(load_bundle(bundle).modalities)])
+    choose_device(device)
+    conf = {"models": models, "device": device, "preload": str(preload).lower()}
+    if bundle is not None:
+        conf["bundle"] = str(bundle.resolve())
+    return conf
+
+
+def _checked_studies(studies: str) -> str:
+    if studies.startswith(("http://", "https://")):
+        return studies
+    folder = Path(studies)
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "there is no such folder"
+        raise InputError(what, path=folder, remedy="Give a folder of images with --studies")
+    return str(folder)
+
+
+def _samples(screen: Screen) -> str:
+    from esp_medsam_app.samples import build_sample_data
+
+    screen.say(f"No --studies given: using the sample data in {SAMPLES}")
+    return str(build_sample_data(SAMPLES).folder / "studies")
+
+
+def _welcome(info: dict[str, Any], url: str, studies: str) -> str:
+    is_archive = studies.startswith(("http://", "https://"))
+    ohif = f"{url}/ohif/" if is_archive else "needs studies on a DICOMweb server, not in a folder"
+    images = info.get("datastore", {}).get("total", "?")
+    return "\n".join(
+        [
+            "",
+            f"ESP-MedSAM is ready at {url}",
+            f"  models     {', '.join(info.get('models', {})) or '?'}",
+            f"  studies    {studies} ({images} images)",
+            f"  3D Slicer  module MONAI Label, MONAI Label server: {url}",
+            f"  OHIF       {ohif}",
+            f"  REST       {url}/ (try it out), {url}/info/",
+            "Ctrl-C stops it.",
+        ]
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Let a stop from outside (kill, a closed terminal) end the server as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)

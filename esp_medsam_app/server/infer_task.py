@@ -1,0 +1,133 @@
+"""The inference task of one modality."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from numpy.typing import NDArray
+
+from esp_medsam_app.data.image import Grid
+from esp_medsam_app.data.names import label_map_suffix
+from esp_medsam_app.data.reading import read_image
+from esp_medsam_app.data.writing import write_label_map
+from esp_medsam_app.errors import EspMedSamError, InputError
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.options import InferOptions
+from esp_medsam_app.server.shared_segmenter import SharedSegmenter
+
+logger = logging.getLogger(__name__)
+
+
+class EspMedSamInferTask(InferTask):
+    """Prompt-free segmentation with one modality.
+
+    Not a `BasicInferTask`: reading, geometry and memory are the package's own, the same as on the
+    command line, so that the served label map is the one that `esp-medsam segment` writes.
+
+    Args:
+        modality: labels, dimension and description for the viewers.
+        segmenters: shared by the tasks of all modalities.
+    """
+
+    def __init__(self, modality: Modality, segmenters: SharedSegmenter) -> None:
+        super().__init__(
+            type=InferType.SEGMENTATION,
+            labels=dict(modality.labels),
+            dimension=modality.dimension,
+            description=f"{modality.title}. {modality.description}",
+        )
+        self.modality = modality
+        self.segmenters = segmenters
+
+    def is_valid(self) -> bool:
+        """Always: a task exists only for a modality of the bundle."""
+        return True
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Segment `request["image"]`, the path of a file or of a DICOM series' folder.
+
+        Returns:
+            The label map's file, which the caller removes, on the image's grid, also where nothing
+            was found; and what viewers read: `label_names` (name to voxel value, all labels of the
+            model, found or not), `latencies` (seconds), `centroids` (none).
+
+        Raises:
+            EspMedSamError: bad options, an image that cannot be used, no weights, no memory.
+        """
+        options = InferOptions.parse(request)
+        dropped = options.dropped_labels(self.modality.labels)
+        clock = _Clock()
+        with clock.measure("pre"):
+            image = read_image(request["image"])
+        suffix = options.result_extension or label_map_suffix(image.grid)
+        if suffix == ".png" and len(image.grid.shape) != 2:
+            raise InputError(
+                "params.result_extension: .png holds pictures only, and this is a volume",
+                remedy="Ask for .nrrd, .nii.gz or .nii",
+            )
+        with clock.measure("infer"):
+            segmenter = self.segmenters.get(options.device)
+            labels = segmenter.segment(image, self.modality.name)
+        with clock.measure("post"):
+            if dropped:
+                labels = np.where(np.isin(labels, dropped), np.uint8(0), labels)
+            labels = labels.astype(options.result_dtype, copy=False)
+        with clock.measure("write"):
+            file = _write(labels, image.grid, suffix, options.result_compress)
+        latencies = clock.latencies()
+        if options.log_level in ("DEBUG", "INFO"):
+            logger.info(
+                "%s: %s of %s, client %s, seconds: %s",
+                self.modality.name,
+                suffix,
+                " x ".join(map(str, image.grid.shape)),
+                options.client_id,
+                latencies,
+            )
+        return str(file), {
+            "label_names": dict(self.modality.labels),
+            "latencies": latencies,
+            "centroids": {},
+        }
+
+
+def _write(labels: NDArray[Any], grid: Grid, suffix: str, compress: bool) -> Path:
+    handle, name = tempfile.mkstemp(prefix="esp_medsam_", suffix=suffix)
+    os.close(handle)
+    try:
+        return write_label_map(name, labels, grid, compress=compress)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise EspMedSamError(
+            f"the label map cannot be written ({error.strerror or error})",
+            remedy="The server's disk may be full",
+        ) from error
+    except EspMedSamError:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class _Clock:
+    """Seconds spent in each step; MONAI Label's own names of the steps."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[step] = time.perf_counter() - start
+
+    def latencies(self) -> dict[str, float]:
+        seconds = {**self._seconds, "total": sum(self._seconds.values())}
+        return {step: round(value, 3) for step, value in seconds.items()}

@@ -1,0 +1,44 @@
+"""A segmenter of a few lines, and models around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.modalities import Modality
+
+ORGANS = Modality(
+    name="ct_organs", title="Organs in CT", description="Two.", dimension=3,
+    labels={"liver": 1, "spleen": 2},
+)  # fmt: skip
+SPOTS = Modality(
+    name="spots", title="Spots", description="One.", dimension=2, labels={"spot": 1}
+)  # fmt: skip
+AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.5, 0, -40], [0, 0, 4, 7], [0, 0, 0, 1]])
+
+
+class FakeSegmenters:
+    """Stands for the shared segmenter and the segmenter: label n where a voxel is n * 100."""
+
+    def __init__(self) -> None:
+        self.devices: list[str] = []
+        self.calls = 0
+        self.error: BaseException | None = None
+
+    def get(self, device: str = "auto") -> FakeSegmenters:
+        self.devices.append(device)
+        return self
+
+    def segment(self, image: MedicalImage, modality: str) -> np.ndarray:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        grey = image.voxels[..., 0] if image.is_rgb else image.voxels
+        return np.where(grey % 100 == 0, grey // 100, 0).astype(np.uint8)
+
+
+def detail(response: Any) -> str:
+    """What a client is told of an error."""
+    return str(response.json()["detail"])
