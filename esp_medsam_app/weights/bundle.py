@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from esp_medsam_app.errors import UnknownNameError, WeightsError
@@ -245,7 +245,8 @@ def save_bundle(
     for modality in modalities:
         contents[controller_file(modality.name)] = _Owned(network, modality.name).state_dict()
     for file, tensors in contents.items():
-        save_file({key: _stored(key, value) for key, value in tensors.items()}, folder / file)
+        stored = {key: _stored(key, value) for key, value in tensors.items()}
+        (folder / file).write_bytes(save(stored))
     reference = get_backbone(backbone)
     description = BundleDescription(
         name=name,
