@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +62,7 @@ def register(app: typer.Typer) -> None:
 
         The same as `monailabel start_server --app apps/esp_medsam`. Ctrl-C stops it.
         """
+        from esp_medsam_app.server.held_output import HeldOutput
         from esp_medsam_app.server.launch import app_folder, free_port, start_server
 
         screen = Screen()
@@ -80,11 +83,27 @@ def register(app: typer.Typer) -> None:
                 port=port,
                 conf={**conf, "log_level": level},
                 arguments=("--verbose", others, "--log_level", others.lower()),
+                output=subprocess.PIPE,
             )
+            assert server.process.stdout is not None
+            lines = HeldOutput(server.process.stdout, sys.stderr)
             try:
-                screen.say(_welcome(server.wait_until_ready(timeout), server.url, place))
+                try:
+                    if level == "DEBUG":
+                        lines.release(all_lines=True)
+                    info = server.wait_until_ready(timeout)
+                except EspMedSamError:
+                    server.stop()
+                    lines.finish()
+                    lines.release(all_lines=True)
+                    raise
+                lines.release(all_lines=False)
+                screen.say(_welcome(info, server.url, place))
                 code = server.process.wait()
-                raise EspMedSamError(f"the server has stopped by itself (exit code {code})")
+                raise EspMedSamError(
+                    f"the server has stopped by itself (exit code {code})",
+                    remedy="Its last lines above may say why",
+                )
             except KeyboardInterrupt:
                 screen.say("Stopping the server ...")
             finally:

@@ -114,6 +114,12 @@ class EspMedSamApp(MONAILabelApp):
             settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
         )
 
+    def info(self) -> dict[str, Any]:
+        """What viewers ask for on connecting; `labels` of all models in OHIF's order, by name."""
+        info = super().info()
+        info["labels"] = sorted({name for task in self._infers.values() for name in task.labels})
+        return dict(info)
+
     def infer(
         self, request: Mapping[str, Any], datastore: Datastore | None = None
     ) -> dict[str, Any]:

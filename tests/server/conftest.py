@@ -15,7 +15,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.utils import app as registry
 from PIL import Image
-from server_fakes import AFFINE, ORGANS, SPOTS, FakeSegmenters
+from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters
 
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.infer_task import EspMedSamInferTask

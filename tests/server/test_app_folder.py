@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from monailabel.config import settings
 from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
-from server_fakes import ORGANS, SPOTS
+from support.fake_server import ORGANS, SPOTS
 
 from esp_medsam_app.errors import WeightsError
 from esp_medsam_app.server.app import EspMedSamApp
@@ -30,7 +31,7 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def family(my_app: type[EspMedSamApp]) -> Any:
-    return __import__("sys").modules[my_app.families["esp_medsam"].__module__]
+    return sys.modules[my_app.families["esp_medsam"].__module__]
 
 
 def test_monai_label_finds_my_app(my_app: type[EspMedSamApp]) -> None:

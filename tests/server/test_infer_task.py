@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
-from server_fakes import AFFINE, ORGANS, SPOTS, FakeSegmenters
+from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters
 
 from esp_medsam_app.errors import EspMedSamError, InputError, OutOfMemoryError
 from esp_medsam_app.server.infer_task import EspMedSamInferTask

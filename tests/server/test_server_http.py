@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from server_fakes import AFFINE, FakeSegmenters, detail
+from support.fake_server import AFFINE, FakeSegmenters, detail
 
 from esp_medsam_app import __version__
 from esp_medsam_app.errors import (
