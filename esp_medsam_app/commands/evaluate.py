@@ -9,12 +9,18 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from . import runtime
-from .runtime import BatchSizeOption, BundleOption, DeviceOption, ModalityOption, Screen
+from esp_medsam_app.commands import runtime
+from esp_medsam_app.commands.runtime import (
+    BatchSizeOption,
+    BundleOption,
+    DeviceOption,
+    ModalityOption,
+    Screen,
+)
 
 if TYPE_CHECKING:
-    from ..data.image import MedicalImage
-    from ..evaluation.report import EvaluatedCase, EvaluationReport, Metric
+    from esp_medsam_app.data.image import MedicalImage
+    from esp_medsam_app.evaluation.report import EvaluatedCase, EvaluationReport, Metric
 
 _TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95"}
 
@@ -55,10 +61,10 @@ def register(app: typer.Typer) -> None:
         prediction counts Dice and IoU 1; one in only one of them counts 0, has no HD95 and is
         counted as missed. A binary mask may mark its label with 255.
         """
-        from ..data.names import label_map_suffix
-        from ..data.writing import write_label_map
-        from ..evaluation.pairs import check_references, find_pairs
-        from ..evaluation.report import evaluate_cases, write_report
+        from esp_medsam_app.data.names import label_map_suffix
+        from esp_medsam_app.data.writing import write_label_map
+        from esp_medsam_app.evaluation.pairs import check_references, find_pairs
+        from esp_medsam_app.evaluation.report import evaluate_cases, write_report
 
         pairs = find_pairs(data)[:limit]
         for folder in (predictions, json.parent if json else None):

@@ -17,11 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..errors import InputError, UnknownNameError
+from esp_medsam_app.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from ..inference import Segmenter
-    from ..modalities import Modality
+    from esp_medsam_app.inference import Segmenter
+    from esp_medsam_app.modalities import Modality
 
 ModalityOption = Annotated[
     str,
@@ -50,8 +50,8 @@ def make_segmenter(bundle: Path | None, device: str, batch_size: int | None) -> 
     Raises WeightsError for a bundle that cannot be used.
     """
     # torch takes seconds to import: not for `--help`
-    from ..inference import Segmenter
-    from ..weights import load_bundle
+    from esp_medsam_app.inference import Segmenter
+    from esp_medsam_app.weights import load_bundle
 
     return Segmenter(load_bundle(bundle), device=device, batch_size=batch_size)
 

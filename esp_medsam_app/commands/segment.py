@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from ..errors import EspMedSamError, InputError
-from . import runtime
-from .runtime import BatchSizeOption, BundleOption, DeviceOption, ModalityOption, Screen
+from esp_medsam_app.commands import runtime
+from esp_medsam_app.commands.runtime import (
+    BatchSizeOption,
+    BundleOption,
+    DeviceOption,
+    ModalityOption,
+    Screen,
+)
+from esp_medsam_app.errors import EspMedSamError, InputError
 
 if TYPE_CHECKING:
-    from ..data.image import Grid
-    from ..inference import Segmenter
-    from ..modalities import Modality
+    from esp_medsam_app.data.image import Grid
+    from esp_medsam_app.inference import Segmenter
+    from esp_medsam_app.modalities import Modality
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def expand(paths: Iterable[Path], output: Path) -> tuple[list[Path], list[InputE
     A folder stands for its DICOM series if it is one, else for every file and series folder in it
     that can be read, by name; this command's own earlier outputs are left out.
     """
-    from ..data.reading import is_readable_name
+    from esp_medsam_app.data.reading import is_readable_name
 
     found: dict[Path, Path] = {}
     problems: list[InputError] = []
@@ -172,7 +178,7 @@ def expand(paths: Iterable[Path], output: Path) -> tuple[list[Path], list[InputE
 
 def name_jobs(sources: list[Path]) -> list[Job]:
     """Each source with the name of its outputs; names that would clash are told apart."""
-    from ..data.names import case_name, unique_names
+    from esp_medsam_app.data.names import case_name, unique_names
 
     names = unique_names([case_name(source) for source in sources], sources)
     return [Job(source, name) for source, name in zip(sources, names, strict=True)]
@@ -203,10 +209,10 @@ def _run(
     on_slice: Callable[[int, int], None],
 ) -> str:
     """Segment one input and write its files; the line that tells about it."""
-    from ..data.names import label_map_suffix
-    from ..data.reading import read_image
-    from ..data.writing import write_label_map
-    from ..inference.overlay import save_overlay
+    from esp_medsam_app.data.names import label_map_suffix
+    from esp_medsam_app.data.reading import read_image
+    from esp_medsam_app.data.writing import write_label_map
+    from esp_medsam_app.inference.overlay import save_overlay
 
     start = time.perf_counter()
     image = read_image(job.source)
@@ -239,7 +245,7 @@ def _run(
 
 def _without_outputs(paths: list[Path]) -> list[Path]:
     """Leave out `x_seg.*` and `x_overlay.png` beside `x`: they are what this command wrote."""
-    from ..data.names import case_name
+    from esp_medsam_app.data.names import case_name
 
     names = {case_name(path) for path in paths}
     return [

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .image import Grid
+from esp_medsam_app.data.image import Grid
 
 # longest first: ".nii.gz" is one suffix; a dot elsewhere belongs to the name
 _SUFFIXES = (

@@ -52,9 +52,9 @@ def score_mask(
 ) -> LabelScore:
     """Compare two masks of equal shape (2D or 3D; non-zero is foreground).
 
-    `spacing` is the distance between neighbours along each axis, in mm or pixels. HD95 is the larger
-    of the two directed 95th percentiles, over voxels of the mask's surface: those with a face
-    towards the outside. Raises ValueError when shapes or spacing do not fit.
+    `spacing` is the distance between neighbours along each axis, in mm or pixels. HD95 is the
+    larger of the two directed 95th percentiles, over voxels of the mask's surface: those with a
+    face towards the outside. Raises ValueError when shapes or spacing do not fit.
     """
     if reference.shape != prediction.shape or len(spacing) != reference.ndim:
         raise ValueError(
@@ -83,7 +83,11 @@ def score_mask(
         y_pred=guess, y=truth, include_background=True, percentile=95, spacing=list(spacing)
     )
     return LabelScore(
-        float(dice.item()), float(iou.item()), float(hd95.item()), reference_voxels, predicted_voxels
+        float(dice.item()),
+        float(iou.item()),
+        float(hd95.item()),
+        reference_voxels,
+        predicted_voxels,
     )
 
 
@@ -107,10 +111,10 @@ def bootstrap_interval(
     seed: int = SEED,
     confidence: float = 0.95,
 ) -> tuple[float, float] | None:
-    """The percentile bootstrap interval of the mean of `values` (Efron and Tibshirani 1993, ch. 13).
+    """The percentile bootstrap interval of a mean (Efron and Tibshirani 1993, ch. 13).
 
-    Cases are drawn with replacement, as many as there are; the interval lies between the percentiles
-    of the resampled means. Same values and seed, same interval. `None` without values; a single
+    Cases are drawn with replacement, as many as there are; the interval lies between the
+    percentiles of the resampled means. Same values and seed, same interval. `None` without values; a single
     value gives an interval of no width, which says nothing about the spread.
     """
     sample = np.asarray(values, dtype=np.float64)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.image import Grid, MedicalImage
-from ..data.names import case_name, unique_names
-from ..data.reading import is_readable_name, read_image, read_label_map
-from ..errors import InputError
-from ..modalities import Modality
+from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.names import case_name, unique_names
+from esp_medsam_app.data.reading import is_readable_name, read_image, read_label_map
+from esp_medsam_app.errors import InputError
+from esp_medsam_app.modalities import Modality
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ def find_pairs(folders: Iterable[str | Path]) -> list[CasePair]:
         [folder.resolve() / pair.image.name for folder, pair in found],
     )
     return [
-        CasePair(name, pair.image, pair.label)
-        for name, (_, pair) in zip(names, found, strict=True)
+        CasePair(name, pair.image, pair.label) for name, (_, pair) in zip(names, found, strict=True)
     ]
 
 

@@ -12,11 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data.image import Grid, MedicalImage
-from ..errors import InputError
-from ..modalities import Modality
-from .metrics import RESAMPLES, SEED, LabelScore, bootstrap_interval, score_labels
-from .pairs import CasePair, read_pair
+from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.errors import InputError
+from esp_medsam_app.evaluation.metrics import (
+    RESAMPLES,
+    SEED,
+    LabelScore,
+    bootstrap_interval,
+    score_labels,
+)
+from esp_medsam_app.evaluation.pairs import CasePair, read_pair
+from esp_medsam_app.modalities import Modality
 
 Metric = Literal["dice", "iou", "hd95"]
 METRICS: tuple[Metric, ...] = ("dice", "iou", "hd95")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.image import MedicalImage
-from ..data.slices import SliceView
-from ..errors import InputError
-from ..modalities import Modality
+from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.data.slices import SliceView
+from esp_medsam_app.errors import InputError
+from esp_medsam_app.modalities import Modality
 
 _Rgb = tuple[int, int, int]
 
@@ -112,7 +112,7 @@ def _display_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, 
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """[H, W] or [H, W, 3] of any type as uint8 [H, W, 3]; 8-bit colour as it is, the rest stretched."""
+    """`[H, W(, 3)]` of any type as uint8 `[H, W, 3]`; 8-bit colour as it is, the rest stretched."""
     if pixels.ndim == 3 and pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels)
     values = np.nan_to_num(pixels.astype(np.float32))
