@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 ModalityOption = Annotated[
     str,
-    typer.Option(
-        "--modality", "-m", metavar="NAME", help="Entry of the catalogue, e.g. ct_liver."
-    ),
+    typer.Option("--modality", "-m", metavar="NAME", help="Entry of the catalogue, e.g. ct_liver."),
 ]
 BundleOption = Annotated[
     Path | None,

@@ -114,8 +114,8 @@ def bootstrap_interval(
     """The percentile bootstrap interval of a mean (Efron and Tibshirani 1993, ch. 13).
 
     Cases are drawn with replacement, as many as there are; the interval lies between the
-    percentiles of the resampled means. Same values and seed, same interval. `None` without values; a single
-    value gives an interval of no width, which says nothing about the spread.
+    percentiles of the resampled means. Same values and seed, same interval. `None` without
+    values; a single value gives an interval of no width, which says nothing about the spread.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0:

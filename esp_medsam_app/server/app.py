@@ -16,6 +16,7 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.utils.others.generic import remove_file
@@ -23,6 +24,7 @@ from monailabel.utils.sessions import Sessions
 
 from esp_medsam_app import __version__
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
+from esp_medsam_app.server.batch import BatchInfer
 from esp_medsam_app.server.conf import AppConf, select_models
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.sessions import CheckedSessions
@@ -83,6 +85,9 @@ class EspMedSamApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Strategy]:
         return {"random": RandomImage()}
+
+    def init_batch_infer(self) -> BatchInferTask:
+        return BatchInfer()
 
     def init_datastore(self) -> Datastore:
         if self.studies.startswith(("http://", "https://")):

@@ -82,6 +82,6 @@ def select_models(wanted: str, available: Iterable[str]) -> list[str]:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         problem = f"there is no model {', '.join(map(repr, unknown))}" if unknown else "no model"
-        raise UnknownNameError(problem, remedy=f"--conf models takes all or: {','.join(available)}")
+        raise UnknownNameError(problem, remedy=f"Available: all, {', '.join(available)}")
     chosen = {known[name] for name in names}
     return [name for name in available if name in chosen]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from esp_medsam_app.errors import InputError
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 class InferOptions(BaseModel):
@@ -34,7 +37,7 @@ class InferOptions(BaseModel):
     result_compress: bool = False
     restore_label_idx: bool = True
     label_prompt: list[int | str] = []
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = "auto"
     client_id: Any = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         default="INFO", alias="logging"
@@ -52,7 +55,8 @@ class InferOptions(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(f"params.{first['loc'][0]}: {first['msg']}") from None
+            problem = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"params.{first['loc'][0]}: {problem}") from None
 
     @field_validator("result_extension", mode="before")
     @classmethod
@@ -60,6 +64,13 @@ class InferOptions(BaseModel):
         if not isinstance(value, str):
             return value
         return "." + value.strip().lower().lstrip(".")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps")
+        return value
 
     @field_validator("result_dtype", mode="before")
     @classmethod

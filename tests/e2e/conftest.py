@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from monailabel.client import MONAILabelClient
-from support.real_server import START_SECONDS, Served, copy_app, small_studies
+from support.real_server import START_SECONDS, Served, copy_app, small_studies, thin_series
 
 from esp_medsam_app.samples import build_sample_data
 from esp_medsam_app.server.launch import start_server
@@ -56,6 +56,7 @@ def served(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             process=process,
             studies=folder / "studies",
             references=folder / "references",
+            series=thin_series(samples),
             temporary=temporary,
             network_log=network_log,
             log=log,

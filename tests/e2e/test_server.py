@@ -152,6 +152,22 @@ def test_a_session_gives_the_same(
     assert "session" in text
 
 
+def test_a_session_of_dicom_files(
+    client: MONAILabelClient, served: Served, segmented: dict[str, Path]
+) -> None:
+    parts = [("files", (path.name, path.read_bytes())) for path in served.series]
+    answer = requests.put(f"{served.process.url}/session/", files=parts, timeout=60)
+    session = answer.json()["session_id"]
+    file, _ = client.infer(LIVER, "", {"result_extension": ".nrrd"}, session_id=session)
+    # the same slices as NIfTI, whose voxels may run the other way
+    expected = sitk.ReadImage(str(segmented[LIVER]))
+    written = sitk.Resample(sitk.ReadImage(file), expected, interpolator=sitk.sitkNearestNeighbor)
+    assert sitk.ReadImage(file).GetSize() == expected.GetSize()
+    same = sitk.GetArrayFromImage(written) == sitk.GetArrayFromImage(expected)
+    assert same.mean() > 0.999
+    assert sitk.GetArrayFromImage(written).any()
+
+
 def test_an_uploaded_picture_gives_the_same(
     client: MONAILabelClient, served: Served, segmented: dict[str, Path]
 ) -> None:

@@ -33,7 +33,7 @@ def test_unknown_models_are_named_with_those_there_are() -> None:
         select_models("ct_liver,knee,esp_medsam_hip", MODELS)
     text = str(caught.value)
     assert "'knee', 'esp_medsam_hip'" in text
-    assert ",".join(MODELS) in text
+    assert ", ".join(MODELS) in text
     assert "'ct_liver'" not in text
 
 

@@ -255,3 +255,21 @@ def test_many_kinds_of_images_are_offered(
     assert sorted(make_app().datastore().list_images()) == [
         "a", "b", "c", "case", "d", "e", "f", "g", "h", "i", "photo", "v1.2",
     ]  # fmt: skip
+
+
+def test_a_batch_goes_on_after_a_bad_image(
+    client: TestClient, studies: Path, temporary: Path
+) -> None:
+    # "case" comes before "photo"
+    (studies / "case.nii.gz").write_bytes(b"damaged")
+    response = client.post(
+        "/batch/infer/esp_medsam_spots",
+        params={"images": "all", "run_sync": True},
+        json={"device": "cuda", "multi_gpu": True, "gpus": "all", "max_workers": 1},
+    )
+    assert response.status_code == 200
+    answers = response.json()
+    assert "image 'case'" in answers["case"]["error"]
+    assert answers["photo"]["label"] == "photo"
+    assert (studies / "labels" / "original" / "photo.png").is_file()
+    assert list(temporary.iterdir()) == []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
+import pydicom
 
 from esp_medsam_app.server.launch import ServerProcess, app_folder
 
@@ -23,6 +24,7 @@ class Served:
         process: of the server.
         studies: offered by it: `chest_phantom.png`, `thin_abdomen.nii.gz`.
         references: label maps by the same names.
+        series: the slices of `thin_abdomen` as DICOM files.
         temporary: where the server's temporary files go.
         network_log: hosts it tried to reach.
         log: what it printed.
@@ -33,6 +35,7 @@ class Served:
     process: ServerProcess
     studies: Path
     references: Path
+    series: list[Path]
     temporary: Path
     network_log: Path
     log: Path
@@ -47,6 +50,13 @@ def small_studies(samples: Path, folder: Path) -> None:
         shutil.copy(samples / kind / "chest_phantom.png", folder / kind)
         volume = nib.load(samples / kind / "abdomen_phantom.nii.gz").slicer[:, :, THIN]
         nib.save(volume, folder / kind / "thin_abdomen.nii.gz")
+
+
+def thin_series(samples: Path) -> list[Path]:
+    """The DICOM files of the same slices."""
+    files = sorted((samples / "dicom" / "abdomen_phantom").iterdir())
+    files.sort(key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    return files[THIN]
 
 
 def copy_app(folder: Path) -> Path:
