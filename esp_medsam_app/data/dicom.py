@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from esp_medsam_app.data.dicom_geometry import Frame, picture_grid, volume_grid
 from esp_medsam_app.data.dicom_pixels import frames_of, stacked
+from esp_medsam_app.data.formats import DICOM, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError
 
-_PREAMBLE = 128
 # Objects of these modalities describe images, they are none (PS3.3 C.7.3.1.1.1).
 _NO_IMAGES = {
     "SEG": "a segmentation",
@@ -31,57 +31,92 @@ _NO_IMAGES = {
 }
 
 
-def is_dicom_file(path: Path) -> bool:
-    """Whether a file has DICOM's preamble and prefix (PS3.10 7.1)."""
+def is_series_folder(path: Path) -> bool:
+    """Whether a folder directly holds slices of a series.
+
+    Judged by its first DICOM image: one with a position or with functional groups is a slice; one
+    without, such as an X-ray, is an image by itself.
+    """
     try:
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
+        for file in _dicom_files(path):
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            if _is_image(dataset):
+                return any(
+                    name in dataset
+                    for name in ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence")
+                )
+    except Exception:  # damaged: whether it is a series is for `read_dicom` to tell
+        return True
+    return False
 
 
 def read_dicom(path: Path) -> MedicalImage:
     """Read the one series of a folder, or one file.
 
     Slices are ordered along the normal of their plane. Files in the folder that are no images
-    (reports, segmentations, other formats) are left out.
+    (reports, segmentations, other formats) are left out. An image without a place in the patient
+    (X-ray, photograph) is 2D, a film of such a volume whose last index counts frames.
 
     Raises:
         InputError: no image, several series, localizers among the slices, slices that are
             missing, doubled or of different size, or pixel data that cannot be decoded.
     """
-    if path.is_file():
-        return _read_instances([_dataset(path)], path)
-    datasets = [_dataset(file) for file in _dicom_files(path)]
-    images = [dataset for dataset in datasets if _is_image(dataset)]
-    if not images:
-        kind = _NO_IMAGES.get(_modality(datasets[0]) or "") if datasets else None
+    try:
+        if path.is_file():
+            return _read_instances([_header(path)], path)
+        headers = [_header(file) for file in _dicom_files(path)]
+        images = [header for header in headers if _is_image(header)]
+        if not images:
+            kind = _NO_IMAGES.get(_modality(headers[0]) or "") if headers else None
+            raise InputError(
+                f"the folder holds {kind or 'no DICOM image'}" + (" only" if kind else ""),
+                path=path,
+                remedy="Give the folder of one series of images",
+            )
+        return _read_instances(_one_series(images, path), path)
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # values that break the standard turn up anywhere
         raise InputError(
-            f"the folder holds {kind or 'no DICOM image'}" + (" only" if kind else ""),
+            f"damaged, or not as DICOM wants it ({error or type(error).__name__})",
             path=path,
-            remedy="Give the folder of one series of images",
-        )
-    return _read_instances(_one_series(images, path), path)
+            remedy="Export it again",
+        ) from error
 
 
 def _dicom_files(folder: Path) -> list[Path]:
+    """A damaged file counts if its name says DICOM: a slice must not go missing unnoticed."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    return [file for file in files if is_dicom_file(file)]
+    return [
+        file
+        for file in files
+        if not file.name.startswith(".") and (suffix_of(file) in DICOM or is_dicom_file(file))
+    ]
 
 
-def _dataset(path: Path) -> Dataset:
+def _header(path: Path) -> Dataset:
+    """Everything but the pixels."""
+    return _dataset(path, stop_before_pixels=True)
+
+
+def _dataset(path: Path, stop_before_pixels: bool = False) -> Dataset:
+    begins_as_dicom = is_dicom_file(path)
     try:
         # files without preamble are common as .dcm of old archives
-        dataset = pydicom.dcmread(path, force=not is_dicom_file(path))
-    except (InvalidDicomError, OSError, EOFError, ValueError, AttributeError) as error:
-        if isinstance(error, PermissionError):
-            raise
+        dataset = pydicom.dcmread(
+            path, force=not begins_as_dicom, stop_before_pixels=stop_before_pixels
+        )
+    except PermissionError:
+        raise
+    except Exception as error:  # pydicom raises whatever its parser meets
         raise InputError(
             f"the file is truncated or no DICOM ({error})",
             path=path,
             remedy="Export or copy it again",
         ) from error
-    if "SOPClassUID" not in dataset and "PixelData" not in dataset:
+    # of a deflated file pydicom names a buffer
+    dataset.filename = str(path)
+    if not begins_as_dicom and "SOPClassUID" not in dataset and "Rows" not in dataset:
         raise InputError("not a DICOM file", path=path, remedy="Export or copy it again")
     return dataset
 
@@ -112,32 +147,49 @@ def _one_series(datasets: Sequence[Dataset], path: Path) -> list[Dataset]:
     return list(datasets)
 
 
-def _read_instances(datasets: Sequence[Dataset], path: Path) -> MedicalImage:
-    first = datasets[0]
-    modality = _modality(first)
-    if not _is_image(first):
-        what = _NO_IMAGES.get(modality or "", "no image")
+def _read_instances(headers: Sequence[Dataset], path: Path) -> MedicalImage:
+    modality = _modality(headers[0])
+    if not _is_image(headers[0]):
+        what = _NO_IMAGES.get(modality or "", "DICOM without an image")
         raise InputError(
             f"the file is {what}, not an image to segment",
             path=path,
             remedy="Give the images it belongs to",
         )
-    pixels: list[np.ndarray] = []
     frames: list[Frame] = []
-    for dataset in datasets:
-        source = Path(str(dataset.filename)) if getattr(dataset, "filename", None) else path
-        pixels += frames_of(dataset, source)
-        frames += Frame.all_of(dataset, source)
-    if len({array.shape for array in pixels}) > 1:
-        sizes = sorted({f"{array.shape[1]} x {array.shape[0]}" for array in pixels})
+    for header in headers:
+        frames += Frame.all_of(header, Path(header.filename))
+    without = [frame for frame in frames if not frame.has_position]
+    if without and len(headers) > 1:
         raise InputError(
-            f"slices of different size ({', '.join(sizes)}): not one volume",
+            f"{len({frame.path for frame in without})} of {len(headers)} images do not say where "
+            f"in the patient they lie ({without[0].path.name}), so they form no volume",
+            path=path,
+            remedy="Give such images one file at a time",
+        )
+    sizes = {(int(header.Rows), int(header.Columns)) for header in headers}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{columns} x {rows}" for rows, columns in sorted(sizes))
+        raise InputError(
+            f"slices of different size ({listed}): not one volume",
             path=path,
             remedy="Take localizers and other images out of the folder",
         )
-    if all(frame.has_position for frame in frames):
-        order, grid = volume_grid(frames, pixels[0].shape[:2], path)
-        voxels = stacked([pixels[index] for index in order], flat=False)
-        return MedicalImage(voxels, grid, path, modality)
-    grid = picture_grid(frames[0], len(pixels), pixels[0].shape[:2])
-    return MedicalImage(stacked(pixels, flat=len(pixels) == 1), grid, path, modality)
+    (size,) = sizes
+    # where they lie is clear, or refused, before pixels take time and memory
+    if without:
+        order, grid = list(range(len(frames))), picture_grid(frames[0], len(frames), size)
+    else:
+        order, grid = volume_grid(frames, size, path)
+    pixels: list[NDArray[Any]] = []
+    for header in headers:
+        source = Path(header.filename)
+        pixels += frames_of(_dataset(source), source)
+    if len({array.shape for array in pixels}) > 1:
+        raise InputError(
+            "grey and coloured slices: not one volume",
+            path=path,
+            remedy="Take other images out of the folder",
+        )
+    voxels = stacked([pixels[index] for index in order], flat=len(grid.shape) == 2)
+    return MedicalImage(voxels, grid, path, modality)

@@ -16,6 +16,8 @@ from esp_medsam_app.errors import InputError
 
 # Positions are written with few digits: this much rounding is none, in mm.
 TOLERANCE = 0.02
+# Directions are too: within a slice of 500 mm this much turning is half a millimetre.
+PARALLEL = 1e-3
 # Slices whose distances differ by more than this share are not evenly spaced.
 UNEVEN = 0.05
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -74,7 +76,12 @@ class Frame:
         orientation = (turns or (single if places is None else dataset)).get(
             "ImageOrientationPatient"
         )
-        spacing = measures.get("PixelSpacing") or dataset.get("ImagerPixelSpacing") or (1, 1)
+        spacing = (
+            measures.get("PixelSpacing")
+            or dataset.get("ImagerPixelSpacing")
+            or dataset.get("NominalScannedPixelSpacing")
+            or (1, 1)
+        )
         thickness = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1
         rows = columns = None
         if orientation:
@@ -86,6 +93,8 @@ class Frame:
                     path=path,
                     remedy="Export it again",
                 )
+            # written with few digits: unit length only nearly
+            rows, columns = rows / np.linalg.norm(rows), columns / np.linalg.norm(columns)
         return cls(
             position=np.array(position, float) if position else None,
             along_row=rows,
@@ -117,9 +126,10 @@ def volume_grid(
     for frame in frames:
         assert frame.along_row is not None
         assert first.along_row is not None
-        if np.dot(frame.normal, normal) < 0.9999 or np.dot(frame.along_row, first.along_row) < (
-            0.9999
-        ):
+        turned = max(
+            np.abs(frame.normal - normal).max(), np.abs(frame.along_row - first.along_row).max()
+        )
+        if turned > PARALLEL:
             raise InputError(
                 "slices of different orientation: not one volume",
                 path=path,
@@ -156,9 +166,11 @@ def picture_grid(frame: Frame, count: int, size: tuple[int, ...]) -> Grid:
     """Grid of frames that do not say where the patient lies: an X-ray, a photograph, a film.
 
     It keeps the distance of pixels, so that sizes in mm are right; several frames count along the
-    third index.
+    third index. Axes are those of the picture, x to its right and y down, from the first pixel.
     """
-    spacing = [frame.spacing[1], frame.spacing[0], 1.0]
+    spacing = [frame.spacing[1], frame.spacing[0], frame.thickness]
+    if min(spacing) <= 0:
+        spacing = [1.0, 1.0, 1.0]
     shape = (int(size[1]), int(size[0])) + ((count,) if count > 1 else ())
     return Grid(shape=shape, affine=np.diag([*spacing, 1.0]), has_patient_space=False)
 

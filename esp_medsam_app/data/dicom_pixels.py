@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,35 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.pixel_data_handlers.util import apply_color_lut, convert_color_space
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filewriter import dcmwrite
+from pydicom.pixel_data_handlers.util import (
+    apply_color_lut,
+    apply_modality_lut,
+    convert_color_space,
+)
+from pydicom.uid import (
+    UID,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from esp_medsam_app.errors import InputError
+
+# Values in a unit (HU, Bq/ml, counts) mean the same however they are displayed.
+_IN_UNITS = {"CT", "PT", "NM"}
+# Even an all black image does not shrink further; smaller claims do no harm.
+_LARGEST_RATIO, _LARGEST_IMAGE = 100_000, 2**30
+_PIXEL_DESCRIPTION = (
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames",
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData", "PixelData",
+)  # fmt: skip
 
 
 def frames_of(dataset: Dataset, path: Path) -> list[NDArray[Any]]:
@@ -20,7 +47,8 @@ def frames_of(dataset: Dataset, path: Path) -> list[NDArray[Any]]:
 
     Grey values are rescaled (PS3.3 C.11.1, for each frame where functional groups say so), to
     int16 or int32 where that is exact, else float32. MONOCHROME1 is inverted within the range of
-    its stored values (C.7.6.3.1.2), so that bright means the same as in MONOCHROME2.
+    its stored values (C.7.6.3.1.2), so that bright means the same as in MONOCHROME2, except
+    where values have a unit (CT, PET, nuclear medicine).
 
     Raises:
         InputError: pixel data that are missing, truncated or compressed in an unknown way.
@@ -29,25 +57,52 @@ def frames_of(dataset: Dataset, path: Path) -> list[NDArray[Any]]:
         raise InputError(
             "the file holds no pixels", path=path, remedy="Export it with its pixel data"
         )
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    _check_size(dataset, count, path)
+    kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     try:
         array = np.asarray(dataset.pixel_array)
+        # decoding JPEG may turn the colours
+        kind = str(dataset.get("PhotometricInterpretation", kind))
     except Exception as error:  # decoders raise what they like
-        return _by_itk(dataset, path, error)
-    kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-    colour = int(dataset.get("SamplesPerPixel", 1)) > 1
-    count = int(dataset.get("NumberOfFrames", 1) or 1)
-    frames = [array] if array.ndim == (3 if colour else 2) else list(array)
+        array = _decoded_by_itk(dataset, count, path, error)
+        kind = kind if array.ndim == 3 else "RGB"
+    colour = kind == "RGB" or int(dataset.get("SamplesPerPixel", 1)) > 1
+    frames = list(array.reshape(-1, *array.shape[-3 if colour else -2 :]))
     if len(frames) != count:
-        raise InputError(f"{len(frames)} frames where {count} are announced", path=path)
+        raise InputError(
+            f"{len(frames)} frames where {count} are announced",
+            path=path,
+            remedy="Export or copy it again",
+        )
     if colour:
         return [_as_8_bit(_rgb(frame, kind), dataset) for frame in frames]
+    frames = [_stored(frame, dataset) for frame in frames]
     if kind == "PALETTE COLOR":
         return [_palette(frame, dataset) for frame in frames]
     return [_grey(frame, dataset, index, kind) for index, frame in enumerate(frames)]
 
 
-def _by_itk(dataset: Dataset, path: Path, reason: Exception) -> list[NDArray[Any]]:
+def _check_size(dataset: Dataset, count: int, path: Path) -> None:
+    """Refuse before memory is taken for pixels that the file cannot hold."""
+    names = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
+    claimed = count * math.prod(int(dataset.get(name, 1) or 1) for name in names) // 8
+    if claimed > _LARGEST_IMAGE and claimed > path.stat().st_size * _LARGEST_RATIO:
+        raise InputError(
+            f"its pixels are truncated or damaged: the file cannot hold {count} frames of "
+            f"{dataset.Columns} x {dataset.Rows}",
+            path=path,
+            remedy="Export or copy it again",
+        )
+
+
+def _decoded_by_itk(dataset: Dataset, count: int, path: Path, reason: Exception) -> NDArray[Any]:
     """What pydicom cannot decode with the libraries at hand (JPEG lossless, JPEG-LS), ITK may.
+
+    ITK gets the pixels in a plain picture of their own, so that it applies no rescaling.
+
+    Returns:
+        Stored values `[frames, rows, columns]`, or RGB `[frames, rows, columns, 3]`.
 
     Raises:
         InputError: neither can.
@@ -59,26 +114,36 @@ def _by_itk(dataset: Dataset, path: Path, reason: Exception) -> list[NDArray[Any
             path=path,
             remedy="Export or copy it again",
         ) from reason
-    refused = InputError(
-        f"its pixels are damaged or cannot be decoded (transfer syntax {syntax.name})",
-        path=path,
-        remedy="Export it uncompressed",
+    plain = FileDataset("", {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
+    plain.file_meta.TransferSyntaxUID = syntax
+    plain.SOPClassUID = plain.file_meta.MediaStorageSOPClassUID = (
+        SecondaryCaptureImageStorage if count == 1 else _film_class(dataset)
     )
-    if "PerFrameFunctionalGroupsSequence" in dataset:
-        raise refused from reason
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise refused from error
-    # [frames, rows, columns(, colours)], grey values already rescaled, colours already RGB
-    frames = list(sitk.GetArrayFromImage(image))
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        return [_as_8_bit(frame, dataset) for frame in frames]
-    if dataset.get("PhotometricInterpretation") != "MONOCHROME1":
-        return frames
-    slope, intercept = _rescale(dataset, 0)
-    both_ends = _both_ends(dataset) * slope + 2 * intercept
-    return [both_ends - frame.astype(np.float32) for frame in frames]
+    plain.SOPInstanceUID = plain.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    for name in _PIXEL_DESCRIPTION:
+        if name in dataset:
+            plain[name] = dataset[name]
+    plain.is_little_endian, plain.is_implicit_VR = True, False
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "pixels.dcm"))
+        try:
+            dcmwrite(file, plain, write_like_original=False)
+            array = sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO"))
+        except Exception as error:  # the pixels may be anything
+            raise InputError(
+                f"its pixels are damaged or cannot be decoded (transfer syntax {syntax.name})",
+                path=path,
+                remedy="Export it uncompressed",
+            ) from error
+    return np.asarray(array)
+
+
+def _film_class(dataset: Dataset) -> UID:
+    if int(dataset.get("SamplesPerPixel", 1)) > 1:
+        return MultiFrameTrueColorSecondaryCaptureImageStorage
+    if int(dataset.get("BitsAllocated", 16)) > 8:
+        return MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+    return MultiFrameGrayscaleByteSecondaryCaptureImageStorage
 
 
 def stacked(frames: Sequence[NDArray[Any]], *, flat: bool) -> NDArray[Any]:
@@ -97,7 +162,9 @@ def _rgb(frame: NDArray[Any], kind: str) -> NDArray[Any]:
 
 
 def _palette(frame: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    return (apply_color_lut(frame, dataset)[..., :3] >> 8).astype(np.uint8)
+    colours = apply_color_lut(frame, dataset)[..., :3]
+    # as wide as the entries of the table
+    return (colours >> (8 * colours.dtype.itemsize - 8)).astype(np.uint8)
 
 
 def _as_8_bit(frame: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
@@ -107,9 +174,23 @@ def _as_8_bit(frame: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     return (frame[..., :3].astype(np.uint32) >> max(0, stored - 8)).astype(np.uint8)
 
 
+def _stored(frame: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    """In native byte order, without what old files keep in the bits above (PS3.5 8.1.1)."""
+    frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
+    width = 8 * frame.dtype.itemsize
+    stored = int(dataset.get("BitsStored", width) or width)
+    if frame.dtype.kind not in "iu" or not 1 < stored < width:
+        return frame
+    # shifting back keeps the sign of signed values
+    shift = width - stored
+    return np.right_shift(np.left_shift(frame, shift), shift)
+
+
 def _grey(frame: NDArray[Any], dataset: Dataset, index: int, kind: str) -> NDArray[Any]:
-    if kind == "MONOCHROME1":
+    if kind == "MONOCHROME1" and dataset.get("Modality") not in _IN_UNITS:
         frame = _inverted(frame, dataset)
+    if dataset.get("ModalityLUTSequence"):
+        return apply_modality_lut(frame, dataset)
     slope, intercept = _rescale(dataset, index)
     if (slope, intercept) == (1.0, 0.0):
         return frame

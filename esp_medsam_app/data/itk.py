@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from esp_medsam_app.data.formats import LARGEST_RATIO
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.errors import InputError
 
@@ -32,6 +34,7 @@ def read_itk(path: Path) -> MedicalImage:
                 path=path,
                 remedy="Split it, for example into one file a time point",
             )
+        _check(reader, path)
         image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -64,3 +67,22 @@ def read_itk(path: Path) -> MedicalImage:
         shape=tuple(int(extent) for extent in size), affine=affine, has_patient_space=count == 3
     )
     return MedicalImage(voxels, grid, path)
+
+
+def _check(reader: sitk.ImageFileReader, path: Path) -> None:
+    """Refuse by the header, before memory is taken for voxels that the files cannot hold."""
+    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
+        raise InputError(
+            "voxels that are complex numbers", path=path, remedy="Save their magnitude"
+        )
+    claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+    # a header may name files beside it
+    detached = path.suffix.lower() in (".mhd", ".nhdr")
+    files = [file for file in path.parent.iterdir() if file.is_file()] if detached else [path]
+    if claimed > sum(file.stat().st_size for file in files) * LARGEST_RATIO:
+        raise InputError(
+            "the file is truncated or damaged: it cannot hold an image of "
+            f"{' x '.join(map(str, reader.GetSize()))} voxels",
+            path=path,
+            remedy="Export or copy it again",
+        )

@@ -6,22 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from esp_medsam_app.data.formats import suffix_of
 from esp_medsam_app.data.image import Grid
-
-# longest first: ".nii.gz" is one suffix; a dot elsewhere belongs to the name
-_SUFFIXES = (
-    ".nii.gz",
-    ".dicom",
-    ".jpeg",
-    ".nrrd",
-    ".tiff",
-    ".dcm",
-    ".ima",
-    ".jpg",
-    ".nii",
-    ".png",
-    ".tif",
-)
 
 
 def case_name(path: str | Path) -> str:
@@ -32,11 +18,8 @@ def case_name(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         return path.resolve().name
-    lower = path.name.lower()
-    for suffix in _SUFFIXES:
-        if lower.endswith(suffix) and len(lower) > len(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix else path.name
 
 
 def unique_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
@@ -65,8 +48,13 @@ def unique_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 
 def label_map_suffix(grid: Grid) -> str:
-    """What a label map on this grid is written as: `.png` for a picture, `.nii.gz` for the rest."""
-    return ".png" if len(grid.shape) == 2 and not grid.has_patient_space else ".nii.gz"
+    """What a label map on this grid is written as: `.png` for a picture, `.nii.gz` for the rest.
+
+    An X-ray has no place in the patient, but a pixel size: viewers show it at that size, at which
+    a PNG could not be laid over it.
+    """
+    picture = len(grid.shape) == 2 and not grid.has_patient_space and set(grid.spacing) == {1.0}
+    return ".png" if picture else ".nii.gz"
 
 
 def _told_apart(names: Sequence[str], paths: Sequence[Path], members: list[int]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from esp_medsam_app.data.formats import LARGEST_RATIO
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.errors import InputError
-
-# Deflate cannot shrink data further: a header that claims more does not tell the truth.
-_LARGEST_RATIO = 1040
 
 
 def read_nifti(path: Path) -> MedicalImage:
@@ -36,9 +33,9 @@ def read_nifti(path: Path) -> MedicalImage:
         voxels = np.asanyarray(image.dataobj)
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"not a NIfTI image ({_first_line(error)})", path=path) from error
-    except (EOFError, OSError, zlib.error) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except (InputError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # what parsers raise on damaged bytes is past counting
         raise InputError(
             f"the file is truncated or damaged ({_first_line(error)})", path=path, remedy=damaged
         ) from error
@@ -46,8 +43,8 @@ def read_nifti(path: Path) -> MedicalImage:
         voxels = np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1)
         return MedicalImage(voxels.reshape(*grid.shape, 3), grid, path)
     voxels = voxels.reshape(grid.shape)
-    if voxels.dtype == np.float64:
-        voxels = voxels.astype(np.float32)
+    if voxels.dtype.kind == "f":
+        voxels = voxels.astype(np.float32, copy=False)
     return MedicalImage(voxels.astype(voxels.dtype.newbyteorder("="), copy=False), grid, path)
 
 
@@ -78,7 +75,7 @@ def _check_size(image: Any, path: Path) -> None:
     """Refuse before memory is taken for voxels that the file cannot hold."""
     claimed = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
     on_disk = path.stat().st_size
-    if claimed > on_disk * (_LARGEST_RATIO if path.name.lower().endswith(".gz") else 1):
+    if claimed > on_disk * (LARGEST_RATIO if path.name.lower().endswith(".gz") else 1):
         raise InputError(
             f"the file is truncated or damaged: {on_disk} bytes cannot hold an image of "
             f"{' x '.join(map(str, image.shape))} voxels",

@@ -1,4 +1,4 @@
-"""Reading PNG, JPEG, TIFF and BMP."""
+"""Reading PNG, JPEG, TIFF, BMP, GIF and PPM."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from PIL.Image import DecompressionBombError
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.errors import InputError
 
+# What a phone's JPEG (MPO) holds behind the picture are previews, no pages.
+_PAGED = {"TIFF", "GIF"}
 _GREY = {"L", "I", "F", "I;16", "I;16B", "I;16L"}
 
 
@@ -31,15 +33,15 @@ def read_picture(path: Path, *, indices: bool = False) -> MedicalImage:
     damaged = "Export or copy it again"
     try:
         with Image.open(path) as picture:
-            count = getattr(picture, "n_frames", 1)
+            count = getattr(picture, "n_frames", 1) if picture.format in _PAGED else 1
             pages = [_page(picture, index, indices) for index in range(count)]
     except UnidentifiedImageError as error:
         raise InputError("not a picture", path=path, remedy=damaged) from error
     except DecompressionBombError as error:
         raise InputError(str(error), path=path, remedy="Crop or downsample it") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # what decoders raise on damaged bytes is past counting
         raise InputError(
             f"the picture is truncated or damaged ({error})", path=path, remedy=damaged
         ) from error
@@ -64,6 +66,7 @@ def _page(picture: Image.Image, index: int, indices: bool) -> NDArray[np.generic
             array = array[..., 0]
     elif page.mode in _GREY:
         array = np.asarray(page)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
     elif page.mode == "1":
         array = np.asarray(page.convert("L"))
     else:

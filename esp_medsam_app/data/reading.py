@@ -6,17 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from esp_medsam_app.data.dicom import is_dicom_file, read_dicom
-from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.data.dicom import is_series_folder, read_dicom
+from esp_medsam_app.data.formats import DICOM, ITK, NIFTI, PICTURES, is_dicom_file, suffix_of
+from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.itk import read_itk
 from esp_medsam_app.data.nifti import read_nifti
 from esp_medsam_app.data.pictures import read_picture
 from esp_medsam_app.errors import InputError
 
-NIFTI = (".nii", ".nii.gz")
-ITK = (".nrrd", ".mha", ".mhd", ".nhdr")
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-DICOM = (".dcm", ".dicom", ".ima")
 _LARGEST_LABEL = 65535
 
 
@@ -30,8 +27,13 @@ def read_image(path: str | Path) -> MedicalImage:
     return _checked(Path(path), as_labels=False)
 
 
-def read_label_map(path: str | Path) -> MedicalImage:
+def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
     """Read a label map; voxels come as uint8, or uint16 where a label is above 255.
+
+    Args:
+        path: file or DICOM folder.
+        grid: of the image it belongs to, where known. Viewers store the label map of a picture as
+            a volume of one slice: here it takes the picture's shape again.
 
     Raises:
         InputError: as `read_image`, and for colours and values that are no labels.
@@ -58,9 +60,16 @@ def read_label_map(path: str | Path) -> MedicalImage:
             f"labels between {low} and {high}; 0 to {_LARGEST_LABEL} can be read",
             path=image.path,
         )
+    own = image.grid
+    if (
+        grid is not None
+        and grid.shape != own.shape
+        and _without_single_slice(grid.shape) == _without_single_slice(own.shape)
+    ):
+        own = Grid(grid.shape, own.affine, own.has_patient_space)
     return MedicalImage(
-        voxels=voxels.astype(np.uint8 if high <= 255 else np.uint16),
-        grid=image.grid,
+        voxels=voxels.astype(np.uint8 if high <= 255 else np.uint16).reshape(own.shape),
+        grid=own,
         path=image.path,
         dicom_modality=image.dicom_modality,
     )
@@ -69,28 +78,27 @@ def read_label_map(path: str | Path) -> MedicalImage:
 def is_readable_name(path: str | Path) -> bool:
     """Whether this looks like an image: by its suffix, or by content for DICOM.
 
-    A folder counts if it directly holds DICOM files.
+    A folder counts if it directly holds the slices of a DICOM series. A folder of X-rays does not:
+    each of its files is an image by itself.
     """
     path = Path(path)
     if path.is_dir():
-        files = (file for file in sorted(path.iterdir()) if file.is_file())
-        return any(_suffix(file) in DICOM or is_dicom_file(file) for file in files)
-    suffix = _suffix(path)
-    return suffix in NIFTI + ITK + PICTURES + DICOM or (suffix is None and is_dicom_file(path))
+        return is_series_folder(path)
+    return suffix_of(path) is not None or is_dicom_file(path)
 
 
-def _suffix(path: Path) -> str | None:
-    name = path.name.lower()
-    known = NIFTI + ITK + PICTURES + DICOM
-    return next((suffix for suffix in known if name.endswith(suffix)), None)
+def _without_single_slice(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if shape[2:] == (1,) else shape
 
 
 def _checked(path: Path, *, as_labels: bool) -> MedicalImage:
     try:
         image = _read(path, as_labels)
-    except (PermissionError, IsADirectoryError) as error:
+    except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
+            f"cannot be read ({error.strerror or error})",
+            path=path,
+            remedy="Check its permissions and the disk",
         ) from error
     except MemoryError as error:
         raise InputError(
@@ -107,7 +115,9 @@ def _read(path: Path, as_labels: bool) -> MedicalImage:
         return read_dicom(path)
     if path.stat().st_size == 0:
         raise InputError("the file is empty", path=path, remedy="Export or copy it again")
-    suffix = _suffix(path)
+    with path.open("rb"):
+        pass  # a refusal is told as such, not as a damaged file
+    suffix = suffix_of(path)
     if suffix in NIFTI:
         return read_nifti(path)
     if suffix in ITK:
@@ -119,7 +129,7 @@ def _read(path: Path, as_labels: bool) -> MedicalImage:
     raise InputError(
         "not a format that can be read",
         path=path,
-        remedy="NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF and BMP can",
+        remedy="NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF, BMP, GIF and PPM can",
     )
 
 
@@ -134,9 +144,13 @@ def _check(image: MedicalImage, path: Path) -> None:
             path=path,
             remedy="Replace them, for example by the value of air",
         )
-    if (
-        abs(np.linalg.det(image.grid.affine[:3, :3])) < 1e-12
-        or not np.isfinite(image.grid.affine).all()
+    affine = image.grid.affine
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # relative to the spacing: microscopes have tiny ones
+    if not (
+        np.isfinite(affine).all()
+        and lengths.min() > 0
+        and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
     ):
         raise InputError(
             "its affine does not say where the voxels lie: spacing of zero or parallel axes",

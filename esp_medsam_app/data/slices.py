@@ -29,10 +29,10 @@ _RADIOLOGICAL = {
 class SliceView:
     """Slices of a grid in radiological orientation, by permuting and flipping axes only.
 
-    So nothing is resampled, and `restore(slices(a))` is `a`, voxel for voxel. Slices follow the
-    acquisition axis: the one whose spacing is clearly the largest, else the one nearest to the
-    patient's long axis. Pictures are one slice; volumes without patient space (pages, frames) are
-    cut along their last axis as they are.
+    So nothing is resampled, and `restore(slices(a))` is `a`, voxel for voxel. A 2D grid and a
+    volume of a single slice are that slice. Else slices follow the acquisition axis: the one whose
+    spacing is clearly the largest, or the one nearest to the patient's long axis. Pictures are
+    shown as they are; volumes without patient space (pages, frames) are cut along their last axis.
 
     Attributes:
         axes: index axis of the grid for slices, rows and columns; slices is -1 in a 2D grid.
@@ -48,22 +48,21 @@ class SliceView:
     def of(cls, grid: Grid) -> SliceView:
         """The view of a grid."""
         spacing = grid.spacing
-        if len(grid.shape) == 2:
-            return cls((-1, 1, 0), (False, False, False), (spacing[1], spacing[0]))
+        flat = len(grid.shape) == 2
         if not grid.has_patient_space:
-            return cls((2, 1, 0), (False, False, False), (spacing[1], spacing[0]))
+            return cls((-1 if flat else 2, 1, 0), (False, False, False), (spacing[1], spacing[0]))
         orientation = nib.io_orientation(grid.affine).astype(int)
         patient_axis = [int(axis) for axis in orientation[:, 0]]
         sign = [int(value) for value in orientation[:, 1]]
-        slice_axis = _acquisition_axis(spacing, patient_axis)
+        slice_axis = 2 if flat else _slice_axis(grid.shape, spacing, patient_axis)
         chosen, flips = [slice_axis], [sign[slice_axis] < 0]
         for wanted, direction in _RADIOLOGICAL[patient_axis[slice_axis]]:
             axis = patient_axis.index(wanted)
             chosen.append(axis)
             flips.append(sign[axis] != direction)
         return cls(
-            (chosen[0], chosen[1], chosen[2]),
-            (flips[0], flips[1], flips[2]),
+            (-1 if flat else chosen[0], chosen[1], chosen[2]),
+            (not flat and flips[0], flips[1], flips[2]),
             (spacing[chosen[1]], spacing[chosen[2]]),
         )
 
@@ -86,7 +85,9 @@ class SliceView:
         return tuple(axis for axis, flip in enumerate(self.flips) if flip)
 
 
-def _acquisition_axis(spacing: tuple[float, ...], patient_axis: list[int]) -> int:
+def _slice_axis(shape: tuple[int, ...], spacing: tuple[float, ...], patient_axis: list[int]) -> int:
+    if shape.count(1) == 1:
+        return shape.index(1)
     order = sorted(range(3), key=lambda axis: spacing[axis])
     if spacing[order[2]] > ANISOTROPIC * spacing[order[1]]:
         return order[2]

@@ -17,7 +17,8 @@ from esp_medsam_app.data.image import Grid
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".png")
 # RAS+ to the LPS+ of DICOM and ITK.
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_SCANNER = 1
+# NIfTI's codes for what an affine leads to: the scanner, or another image it is aligned with.
+_SCANNER, _ALIGNED = 1, 2
 
 
 def writable_suffix(path: str | Path) -> str | None:
@@ -31,9 +32,10 @@ def write_label_map(
 ) -> Path:
     """Write a label map; the file appears whole or not at all.
 
-    A NIfTI file gets qform and sform of the image it belongs to. In NIfTI and NRRD a 2D grid is
-    written as one slice where it has patient space (2D images of these formats cannot hold it),
-    else as a 2D image. PNG is for 2D grids.
+    A NIfTI file gets shape, qform and sform of the NIfTI image it belongs to. Any other 2D grid
+    becomes a volume of one slice in NIfTI and NRRD, as viewers load pictures and X-rays; without
+    patient space it lies where ITK, and so Slicer, puts those: x to the left, y to the back, from
+    the origin. PNG is for 2D grids.
 
     Args:
         path: ends with .nii, .nii.gz, .nrrd or .png.
@@ -86,17 +88,21 @@ def _write(
 
 def _nifti_image(labels: NDArray[np.integer], grid: Grid) -> nib.Nifti1Image:
     source = grid.nifti_header
-    image = nib.Nifti1Image(labels, grid.affine)
     if source is None:
-        code = _SCANNER if grid.has_patient_space else 0
-        image.set_sform(grid.affine, code)
-        if code and _orthogonal(grid.affine):
-            image.set_qform(grid.affine, code)
+        voxels, affine = _volume(labels, grid)
+        image = nib.Nifti1Image(voxels, affine)
+        code = _SCANNER if grid.has_patient_space else _ALIGNED
+        image.set_sform(affine, code)
+        if _orthogonal(affine):
+            image.set_qform(affine, code)
         else:
             # a quaternion cannot hold a shear; the sform does
             image.header["qform_code"] = 0
         image.header.set_xyzt_units("mm")
         return image
+    # NIfTI-2 has more digits in its sform
+    kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(labels, grid.affine)
     for field in (
         "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
         "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
@@ -107,17 +113,23 @@ def _nifti_image(labels: NDArray[np.integer], grid: Grid) -> nib.Nifti1Image:
 
 def _itk_image(labels: NDArray[np.integer], grid: Grid) -> sitk.Image:
     """The same grid in ITK's terms, LPS+."""
-    if grid.has_patient_space and labels.ndim == 2:
-        labels = labels[..., np.newaxis]
-    image = sitk.GetImageFromArray(np.ascontiguousarray(labels.T))
-    lps = _LPS @ grid.affine if grid.has_patient_space else grid.affine
-    count = labels.ndim
-    matrix = lps[:count, :count]
-    spacing = np.linalg.norm(matrix, axis=0)
+    voxels, affine = _volume(labels, grid)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
+    lps = _LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image.SetSpacing([float(value) for value in spacing])
-    image.SetDirection([float(value) for value in (matrix / spacing).ravel()])
-    image.SetOrigin([float(value) for value in lps[:count, 3]])
+    image.SetDirection([float(value) for value in (lps[:3, :3] / spacing).ravel()])
+    image.SetOrigin([float(value) for value in lps[:3, 3]])
     return image
+
+
+def _volume(
+    labels: NDArray[np.integer], grid: Grid
+) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
+    """`[x, y, z]` and the affine to RAS+ under which viewers find it on its image."""
+    voxels = labels if labels.ndim == 3 else labels[..., np.newaxis]
+    # without patient space the affine is from ITK's axes, which it takes to be LPS+
+    return voxels, grid.affine if grid.has_patient_space else _LPS @ grid.affine
 
 
 def _orthogonal(affine: NDArray[np.float64]) -> bool:
