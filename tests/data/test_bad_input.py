@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -86,6 +87,13 @@ def nrrd(folder: Path) -> Path:
     return path
 
 
+def lying_nrrd(folder: Path) -> Path:
+    path = folder / "lying.nrrd"
+    fields = "type: short", "dimension: 3", "sizes: 30000 30000 30000", "encoding: raw"
+    path.write_text("\n".join(["NRRD0004", *fields, "endian: little", "", "short"]))
+    return path
+
+
 def four_dimensional_nrrd(folder: Path) -> Path:
     path = folder / "time.nrrd"
     frames = sitk.JoinSeries([sitk.GetImageFromArray(VOXELS)] * 2)
@@ -126,6 +134,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "text as png": (written("text.png", b"no picture"), "not a picture"),
     "pages": (pages, "2 pages of different size"),
     "cut nrrd": (nrrd, "truncated, damaged"),
+    "lying nrrd": (lying_nrrd, "cannot hold an image of 30000 x 30000 x 30000"),
     "4D nrrd": (four_dimensional_nrrd, "4D image"),
     "unknown suffix": (written("notes.docx", b"x"), "not a format that can be read"),
     "text as dicom": (written("text.dcm", b"no image " * 100), "DICOM"),
@@ -144,12 +153,26 @@ def test_clear_error(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_forbidden(tmp_path: Path) -> None:
-    path = nifti(tmp_path / "secret.nii")
-    path.chmod(0)
-    with pytest.raises(InputError, match="permissions"):
+@pytest.mark.parametrize("name", ["secret.nii", "secret.png", "secret.nrrd", "secret.dcm"])
+def test_forbidden(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused here, and not by the file system, as root may read everything."""
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    opened = Path.open
+
+    def refuse(file: Path, *args: Any, **options: Any) -> Any:
+        if file == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
         read_image(path)
+
+
+def test_a_name_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(tmp_path / ("a" * 300 + ".nii"))
 
 
 def test_fractions_are_no_labels(tmp_path: Path) -> None:
@@ -229,3 +252,4 @@ def test_names_that_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     assert not is_readable_name(tmp_path / "notes.txt")
     assert not is_readable_name(tmp_path)
+    assert not is_readable_name(tmp_path / ".nii")

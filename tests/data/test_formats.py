@@ -158,8 +158,10 @@ def test_monochrome1_is_bright_where_the_structure_is(tmp_path: Path) -> None:
     path = tmp_path / "xr" / "000.dcm"
     change(path, PhotometricInterpretation="MONOCHROME1", PixelRepresentation=0, BitsStored=12,
            HighBit=11)  # fmt: skip
-    image = read_image(path)
-    assert np.array_equal(image.voxels, 4095 - (voxels + 10) - 10)
+    # Hounsfield units mean the same however they are displayed
+    assert np.array_equal(read_image(path).voxels, voxels)
+    change(path, Modality="DX")
+    assert np.array_equal(read_image(path).voxels, 4095 - (voxels + 10) - 10)
 
 
 def test_radiograph_without_position(tmp_path: Path) -> None:
@@ -282,3 +284,25 @@ def test_pages_are_a_volume(tmp_path: Path) -> None:
     image = read_image(tmp_path / "pages.tif")
     assert image.grid.shape == (5, 4, 3)
     assert image.voxels[0, 0].tolist() == [3, 1, 2]
+
+
+def test_previews_of_a_phone_are_no_pages(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.zeros((6, 8, 3), np.uint8))
+    preview = picture.resize((4, 3))
+    picture.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview])
+    assert read_image(tmp_path / "a.jpg").grid.shape == (8, 6)
+
+
+def test_byte_order_is_the_machines(tmp_path: Path) -> None:
+    stored = np.arange(20, dtype=">u2").reshape(4, 5) * 1000
+    Image.fromarray(stored).save(tmp_path / "big.tif")
+    voxels = read_image(tmp_path / "big.tif").voxels
+    assert voxels.dtype.isnative
+    assert np.array_equal(voxels, stored.T)
+
+
+def test_tiny_spacing_is_no_damage(tmp_path: Path) -> None:
+    """Of a microscope."""
+    affine = np.diag([2e-5, 2e-5, 2e-5, 1.0])
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), affine), tmp_path / "cell.nii")
+    np.testing.assert_allclose(read_image(tmp_path / "cell.nii").grid.affine, affine)
