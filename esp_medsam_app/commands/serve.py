@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.server.launch import app_folder, free_port, start_server
 
         screen = Screen()
-        folder = _checked_app(app_dir) if app_dir else app_folder()
+        folder = _checked_app(app_dir or app_folder())
         level = _checked_level(log_level)
         # MONAI Label's own INFO are hundreds of lines
         others = "WARNING" if level == "INFO" else level
@@ -114,6 +115,12 @@ def register(app: typer.Typer) -> None:
 def _checked_app(folder: Path) -> Path:
     if not (folder / "main.py").is_file():
         raise InputError("not a MONAI Label app: there is no main.py", path=folder)
+    if not os.access(folder, os.W_OK):
+        raise InputError(
+            "the server cannot write its logs into the app's folder",
+            path=folder,
+            remedy="Copy the folder to where you may write, and give the copy with --app",
+        )
     return folder
 
 
@@ -148,6 +155,12 @@ def _checked_studies(studies: str) -> str:
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "there is no such folder"
         raise InputError(what, path=folder, remedy="Give a folder of images with --studies")
+    if not os.access(folder, os.W_OK):
+        raise InputError(
+            "the server cannot write into the studies",
+            path=folder,
+            remedy="It keeps labels and its list of images there; copy the images first",
+        )
     return str(folder)
 
 

@@ -41,7 +41,8 @@ def as_http_error(error: Exception, source: ImageSource | None = None) -> HTTPEx
     if isinstance(error, EspMedSamError):
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
         detail = _explain(error, source)
-        logger.warning("Answered %d: %s (%s)", status, detail, error.path)
+        place = f" ({error.path})" if error.path is not None else ""
+        logger.warning("Answered %d: %s%s", status, detail, place)
         return HTTPException(status, detail)
     number = uuid.uuid4().hex[:8]
     logger.error("Failed unexpectedly, error %s", number, exc_info=error)

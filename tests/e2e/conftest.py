@@ -43,6 +43,7 @@ def served(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             app,
             str(folder / "studies"),
             port=0,
+            conf={"device": "cpu"},
             environment=environment,
             output=output.fileno(),
         )
@@ -102,7 +103,9 @@ def segmented(
         ("xray_chest", "chest_phantom.png"),
         ("ct_liver", "thin_abdomen.nii.gz"),
     ):
-        done = command_line("segment", served.studies / study, "-m", modality, "-o", folder)
+        done = command_line(
+            "segment", served.studies / study, "-m", modality, "-o", folder, "--device", "cpu"
+        )
         assert done.returncode == 0, done.stderr
     return {
         "esp_medsam_xray_chest": folder / "chest_phantom_seg.png",

@@ -157,6 +157,19 @@ def test_mistakes_are_told_before_anything_starts(
     assert run.started == []
 
 
+@pytest.mark.parametrize("which", ["app", "studies"])
+def test_folders_must_be_writable(
+    run: Run, studies: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    folder = studies if which == "studies" else launch.app_folder()
+    # file permissions do not stop a test that runs as root
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != folder)
+    result = run("--studies", studies)
+    assert isinstance(result.exception, EspMedSamError)
+    assert f"{folder}: the server cannot write" in str(result.exception)
+    assert run.started == []
+
+
 def test_a_port_in_use(run: Run, studies: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
