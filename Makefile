@@ -20,7 +20,7 @@ export SAM2_BUILD_CUDA := 0
 # pinned set: pip's own age is no news
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install serve samples doctor test lint types unit format lock manifest wheel clean distclean
+.PHONY: help install reinstall serve samples doctor test lint types unit format lock manifest wheel clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -96,11 +96,16 @@ manifest: $(VENV)/installed
 wheel: $(VENV)/installed
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-## clean       remove what builds, tests and sample-data made
+## reinstall   remove .venv and install anew
+reinstall:
+	rm -rf $(VENV)
+	$(MAKE) install
+
+## clean       remove what builds and tests made
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis sample_data/built
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-## distclean   clean, and remove .venv
+## distclean   clean, and remove .venv and the sample data with all labels made on it
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) sample_data/built

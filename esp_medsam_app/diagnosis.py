@@ -96,7 +96,7 @@ def check_python(_setting: Setting) -> Iterable[Finding]:
     if SpecifierSet(wanted).contains(version, prereleases=True):
         yield Finding("python", "ok", found)
     else:
-        remedy = "Install Python 3.11 and run `make distclean install PYTHON=python3.11`"
+        remedy = "Install Python 3.11 and run `make reinstall PYTHON=python3.11`"
         yield Finding("python", "failed", f"{found}; {wanted} is needed", remedy)
 
 
@@ -331,7 +331,7 @@ def _pip_install(what: str) -> str:
 def _reinstall() -> str:
     """How to bring the installation back to the tested set."""
     if (CHECKOUT / "requirements.txt").is_file():
-        return f"In {CHECKOUT}: make distclean install"
+        return f"In {CHECKOUT}: make reinstall"
     return _pip_install(f'--force-reinstall "{DISTRIBUTION}[server]"')
 
 

@@ -162,3 +162,8 @@ def test_make_test_runs_lint_types_and_tests_and_ci_runs_make_test(checkout: Pat
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text(encoding="utf-8")
+
+
+def test_cleaning_spares_the_labels_made_on_sample_data(checkout: Path) -> None:
+    assert "sample_data" not in make(checkout, "--dry-run", "clean").stdout
+    assert "sample_data" not in make(checkout, "--dry-run", "reinstall").stdout
