@@ -49,13 +49,14 @@ def find_pairs(folders: Iterable[str | Path]) -> list[CasePair]:
     ]
 
 
-def read_reference(path: Path, modality: Modality) -> MedicalImage:
+def read_reference(path: Path, modality: Modality, grid: Grid | None = None) -> MedicalImage:
     """A reference label map whose values are labels of `modality`.
 
     Masks that mark their only label with 255, as pictures often do, are read as 0 and 1; this holds
-    for modalities of one label only. Raises InputError for values that are no label.
+    for modalities of one label only. `grid` is that of its image, where known: viewers store the
+    label map of a picture as a volume of one slice. Raises InputError for values that are no label.
     """
-    reference = read_label_map(path)
+    reference = read_label_map(path, grid)
     values = {int(value) for value in np.unique(reference.voxels)}
     if len(modality.labels) == 1 and 255 in values <= {0, 255}:
         (value,) = modality.labels.values()
@@ -84,8 +85,8 @@ def read_pair(pair: CasePair, modality: Modality) -> tuple[MedicalImage, Medical
     Raises InputError for what `read_image` and `read_reference` refuse, and when the two have
     different shapes or lie at different places in the patient.
     """
-    reference = read_reference(pair.label, modality)
     image = read_image(pair.image)
+    reference = read_reference(pair.label, modality, image.grid)
     if image.grid.shape != reference.grid.shape:
         raise InputError(
             f"the label map has {_extent(reference.grid)} voxels, its image {pair.image.name} has "
