@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -19,6 +18,8 @@ from esp_medsam_app.commands.runtime import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from esp_medsam_app.data.image import MedicalImage
     from esp_medsam_app.evaluation.report import EvaluatedCase, EvaluationReport, Metric
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from esp_medsam_app.commands import runtime
@@ -22,6 +21,8 @@ from esp_medsam_app.commands.runtime import (
 from esp_medsam_app.errors import EspMedSamError, InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from esp_medsam_app.data.image import Grid
     from esp_medsam_app.inference import Segmenter
     from esp_medsam_app.modalities import Modality
@@ -186,6 +187,9 @@ def name_jobs(sources: list[Path]) -> list[Job]:
 
 def describe_labels(labels: np.ndarray, modality: Modality, grid: Grid) -> str:
     """The labels found with their size: voxels and ml in a volume, pixels in a picture."""
+    # not at the top: `doctor` shall start where numpy is broken
+    import numpy as np
+
     counts = np.bincount(labels.ravel(), minlength=max(modality.labels.values()) + 1)
     parts = []
     for name, value in modality.labels.items():

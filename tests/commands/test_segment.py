@@ -1,0 +1,172 @@
+"""`segment` around a segmenter that thresholds: files, names, errors, exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from support.dicom_series import write_series
+
+from esp_medsam_app import cli
+from esp_medsam_app.commands import runtime
+from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.errors import InputError
+from esp_medsam_app.modalities import Modality
+
+BRIGHT = Modality(name="bright", title="", description="", dimension=3, labels={"bright": 1})
+
+
+class Threshold:
+    """Label 1 above the mean of the image."""
+
+    bundle = SimpleNamespace(modalities={"bright": BRIGHT}, path=Path("bundle"))
+
+    def segment(self, image: MedicalImage, modality: str, on_slice: object) -> NDArray[np.uint8]:
+        if not image.voxels.any():
+            raise InputError("nothing to see", path=image.path)
+        if image.voxels.max() == 13:
+            raise ZeroDivisionError("a defect")
+        grey = image.voxels.mean(axis=-1) if image.is_rgb else image.voxels
+        return (grey > grey.mean()).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def thresholding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "make_segmenter", lambda *options: Threshold())
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0)
+
+
+def segment(*paths: Path, output: Path, extra: tuple[str, ...] = ()) -> int:
+    return run("segment", *paths, "--modality", "bright", "--output", output, *extra)
+
+
+def picture(path: Path, value: int = 200) -> Path:
+    array = np.zeros((20, 30), np.uint8)
+    array[5:10, 6:20] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def volume(path: Path) -> Path:
+    array = np.zeros((9, 8, 5), np.int16)
+    array[2:5, 3:6, 1:3] = 100
+    affine = np.array([[0, 2.0, 0, -7], [-1.5, 0, 0, 3], [0, 0, 4, 9], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def test_label_maps_lie_on_their_input(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = volume(tmp_path / "scan.07.nii.gz")
+    assert segment(source, picture(tmp_path / "photo.png"), output=out) == 0
+    labels, image = nib.load(out / "scan.07_seg.nii.gz"), nib.load(source)
+    assert np.array_equal(labels.affine, image.affine)
+    assert np.array_equal(np.asanyarray(labels.dataobj), np.asanyarray(image.dataobj) > 0)
+    flat = np.asarray(Image.open(out / "photo_seg.png"))
+    assert np.array_equal(flat, np.asarray(Image.open(tmp_path / "photo.png")) > 0)
+    assert sorted(path.name for path in out.iterdir()) == ["photo_seg.png", "scan.07_seg.nii.gz"]
+
+
+def test_dicom_series_folder(tmp_path: Path) -> None:
+    voxels = np.zeros((9, 8, 5), np.int16)
+    voxels[2:5, 3:6, 1:3] = 100
+    write_series(tmp_path / "series", voxels, np.diag([-1.0, -1.0, 3.0, 1.0]), [0, 1, 2, 3, 4])
+    assert segment(tmp_path / "series", output=tmp_path / "out") == 0
+    labels = nib.load(tmp_path / "out" / "series_seg.nii.gz")
+    assert np.array_equal(np.asanyarray(labels.dataobj), voxels > 0)
+
+
+def test_folder_of_images_and_its_own_outputs(tmp_path: Path) -> None:
+    """A second run over the same folder does not take the first one's results for images."""
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    (tmp_path / "notes.txt").write_text("left alone")
+    for _ in range(2):
+        assert segment(tmp_path, output=tmp_path, extra=("--overlay",)) == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "a.png", "a_overlay.png", "a_seg.png", "b.png", "b_overlay.png", "b_seg.png", "notes.txt",
+    ]  # fmt: skip
+
+
+def test_overlay_shows_the_label(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png", value=100)
+    assert segment(source, output=tmp_path / "out", extra=("--overlay",)) == 0
+    overlay = np.asarray(Image.open(tmp_path / "out" / "a_overlay.png").convert("RGB")).astype(int)
+    coloured = np.abs(overlay[..., 0] - overlay[..., 2]) > 20
+    assert 0.05 < coloured.mean() < 0.5
+
+
+def test_equal_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    first, second = picture(tmp_path / "x" / "a.png"), picture(tmp_path / "y" / "a.png")
+    assert segment(first, second, output=tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "x_a_seg.png",
+        "y_a_seg.png",
+    ]
+
+
+def test_one_failure_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    black = picture(tmp_path / "black.png", value=0)
+    defect = picture(tmp_path / "defect.png", value=13)
+    good = picture(tmp_path / "good.png")
+    absent = tmp_path / "absent.nii"
+    assert segment(absent, black, defect, good, output=tmp_path / "out") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good_seg.png"]
+    shown = capsys.readouterr()
+    assert f"{absent}: there is no such file or folder" in shown.err
+    assert f"{black}: nothing to see" in shown.err
+    assert "failed unexpectedly (ZeroDivisionError: a defect)" in shown.err
+    assert "1 of 4 done, 3 failed" in shown.out
+
+
+def test_existing_results_are_kept_on_request(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert segment(source, output=out) == 0
+    (out / "a_seg.png").write_bytes(b"corrected by hand")
+    assert segment(source, output=out, extra=("--no-overwrite",)) == 0
+    assert (out / "a_seg.png").read_bytes() == b"corrected by hand"
+    assert segment(source, output=out) == 0
+    assert (out / "a_seg.png").read_bytes() != b"corrected by hand"
+
+
+def test_unknown_modality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png")
+    assert run("segment", source, "--modality", "dark", "--output", tmp_path / "out") == 2
+    assert "no modality 'dark'" in capsys.readouterr().err
+
+
+def test_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png")
+    assert segment(source, output=source) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written to" in error
+    assert "Traceback" not in error
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == "0.1.0"
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for command in ("segment", "evaluate", "train", "serve", "weights", "sample-data", "doctor"):
+        assert command in shown
+
+
+def test_missing_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("segment") == 2
+    assert "Traceback" not in capsys.readouterr().err
