@@ -85,4 +85,6 @@ def _check_size(image: Any, path: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    # nibabel names no file where it reads from a stream
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().removesuffix(" from") if lines else type(error).__name__

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from esp_medsam_app.data.image import Grid
+from esp_medsam_app.data.whole_files import written_whole
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".png")
 # RAS+ to the LPS+ of DICOM and ITK.
@@ -60,15 +59,8 @@ def write_label_map(
         raise ValueError(f"{path.name} ends with none of {', '.join(WRITABLE)}")
     if suffix == ".png" and labels.ndim != 2:
         raise ValueError("PNG holds 2D label maps only")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # beside the target, so that it can be moved into its place in one step
-    partial = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-    try:
+    with written_whole(path) as partial:
         _write(partial, suffix, labels, grid, compress)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return path
 
 

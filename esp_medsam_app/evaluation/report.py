@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.metrics import (
     RESAMPLES,
@@ -218,13 +218,10 @@ def write_report(path: str | Path, report: EvaluationReport) -> Path:
     """
     path = Path(path)
     text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(
             f"the report cannot be written ({error.strerror or error})",
             path=path,

@@ -21,7 +21,8 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it is not there"
+        # the first sentence; a list of all backends may follow
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "it is not there"
         raise InputError(
             f"device {name!r} cannot be used: {reason}",
             remedy="Use auto or cpu, or see `esp-medsam doctor`",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.slices import SliceView
+from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.modalities import Modality
 
@@ -57,12 +57,10 @@ def save_overlay(
     """
     path = Path(path)
     picture = render_overlay(image, labels, modality)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
+        with written_whole(path) as partial:
+            picture.save(partial, format="PNG")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(
             f"the overlay cannot be written ({error.strerror or error})",
             path=path,

@@ -13,8 +13,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -24,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from esp_medsam_app import __version__
+from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.samples.packaged import PACKAGED_IMAGES
 
@@ -263,15 +262,6 @@ def _write(path: Path, content: bytes) -> bool:
     """Write a file in one step, unless it is there as it should be; whether it was written."""
     if path.is_file() and path.read_bytes() == content:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp's file is for its owner alone
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as partial:
+        partial.write_bytes(content)
     return True

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
@@ -165,9 +166,8 @@ class _Progress:
             "network": trained,
             "optimiser": optimiser.state_dict(),
         }
-        partial = self.path.with_suffix(".part")
-        torch.save(self.state, partial)
-        partial.replace(self.path)
+        with written_whole(self.path) as partial:
+            torch.save(self.state, partial)
 
 
 def _run(

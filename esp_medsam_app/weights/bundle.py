@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
@@ -265,9 +266,8 @@ def save_description(bundle: Bundle) -> None:
     """Write `bundle.json` in one step."""
     file = bundle.path / DESCRIPTION
     text = json.dumps(bundle.description.model_dump(mode="json"), indent=2) + "\n"
-    partial = file.with_suffix(".json.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    with written_whole(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _stored(name: str, tensor: Tensor) -> Tensor:
