@@ -53,6 +53,14 @@ def register(app: typer.Typer) -> None:
             int | None,
             typer.Option(min=1, max=3, help="Controllers learn from this encoder stage on."),
         ] = None,
+        start: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="DIR",
+                help="A bundle to go on from. Only the modalities of --data learn; what others "
+                "give stays as it is, bit by bit.",
+            ),
+        ] = None,
         seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
         device: Annotated[
             str, typer.Option(help="auto, cpu, cuda, cuda:1; auto prefers a GPU.")
@@ -68,8 +76,9 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.training import Recipe
         from esp_medsam_app.training import train as run
         from esp_medsam_app.training.record import describe
+        from esp_medsam_app.training.trainer import add_fresh_modality
         from esp_medsam_app.weights.backbones import LITE_MEDSAM
-        from esp_medsam_app.weights.bundle import save_bundle
+        from esp_medsam_app.weights.bundle import load_bundle, save_bundle
 
         folders = parse_data(data)
         modalities = [get_modality(modality) for modality in folders]
@@ -86,6 +95,13 @@ def register(app: typer.Typer) -> None:
         recipe = Recipe(
             seed=seed, **{key: value for key, value in chosen.items() if value is not None}
         )
+        old = load_bundle(start) if start is not None else None
+        started = old.load_network() if old is not None else None
+        if old is not None and started is not None:
+            for modality in modalities:
+                if modality.name not in old.modalities:
+                    add_fresh_modality(started, LITE_MEDSAM, modality)
+        place = str(choose_device(device))
         screen = Screen()
         lines = _Lines(screen)
         network = run(
@@ -94,16 +110,20 @@ def register(app: typer.Typer) -> None:
             LITE_MEDSAM,
             recipe,
             work=work,
-            device=str(choose_device(device)),
+            start=started,
+            device=place,
             report=lines.report,
         )
+        before = old.description if old is not None else None
+        runs = before.training.get("runs", []) if before is not None else []
+        learned = {modality.name: modality for modality in modalities}
         bundle = save_bundle(
             output,
             network,
-            modalities,
+            ((old.modalities if old is not None else {}) | learned).values(),
             name=name,
             backbone=LITE_MEDSAM.name,
-            training=describe(recipe, pairs, folders, device=device),
+            training={"runs": [*runs, describe(recipe, pairs, folders, device=place)]},
         )
         screen.say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
 

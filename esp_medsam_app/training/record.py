@@ -20,7 +20,7 @@ def describe(
     *,
     device: str,
 ) -> dict[str, Any]:
-    """Recipe, data (data set, split, licence, number of cases) and versions, as JSON values.
+    """A run: its recipe, data (data set, split, licence, cases) and versions, as JSON values.
 
     Only the last two parts of a folder's path are kept: data set and split, not the machine.
     """

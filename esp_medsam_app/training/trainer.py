@@ -15,7 +15,6 @@ from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
-from esp_medsam_app.networks.modality_decoder import ModalityQueries
 from esp_medsam_app.training.losses import SegmentationLoss
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.views import Views, make_views
@@ -53,9 +52,13 @@ def new_network(backbone: Backbone, modalities: Sequence[Modality]) -> EspMedSam
     network.decoder.load_state_dict(decoder)
     network.prompt_encoder.load_state_dict(prompt_encoder)
     for modality in modalities:
-        queries: ModalityQueries = starting_queries(backbone, len(modality.labels))
-        network.add_modality(modality.name, queries)
+        add_fresh_modality(network, backbone, modality)
     return network
+
+
+def add_fresh_modality(network: EspMedSam, backbone: Backbone, modality: Modality) -> None:
+    """Put an untrained modality beside those of a network: a neutral controller, fresh queries."""
+    network.add_modality(modality.name, starting_queries(backbone, len(modality.labels)))
 
 
 def train(
@@ -65,10 +68,11 @@ def train(
     recipe: Recipe,
     *,
     work: Path,
+    start: EspMedSam | None = None,
     device: str = "cpu",
     report: Report = lambda phase, done, total, value: None,
 ) -> EspMedSam:
-    """Train controllers, SPPG and QDMD of some modalities together.
+    """Train controllers, SPPG and QDMD of some modalities together; or go on with some alone.
 
     Args:
         data: training cases of each modality, by name.
@@ -76,6 +80,8 @@ def train(
         backbone: frozen encoder.
         recipe: all numbers.
         work: folder for views and checkpoints. A run that was stopped goes on from there.
+        start: a trained network. Then only the controllers and queries of `modalities` learn, in
+            the joint phase alone: what other modalities give stays as it is, bit by bit.
         device: torch device; bfloat16 is used on it.
         report: called with phase, steps done, steps in all and the running loss.
 
@@ -88,7 +94,7 @@ def train(
     """
     torch.manual_seed(recipe.seed)
     work.mkdir(parents=True, exist_ok=True)
-    network = new_network(backbone, modalities).to(device)
+    network = (start or new_network(backbone, modalities)).to(device)
     network.eval()  # the backbone's batch norm keeps its statistics
     features, labels = {}, {}
     for index, modality in enumerate(modalities):
@@ -98,7 +104,7 @@ def train(
         )
         labels[modality.name] = views.labels
     progress = _Progress(work / "checkpoint.pt", network)
-    if not progress.finished("decoder", recipe.decoder_steps):
+    if start is None and not progress.finished("decoder", recipe.decoder_steps):
         embeddings = {
             name: _encode(
                 lambda batch: network.encoder.encode_from(batch, recipe.cached_stage),
@@ -123,8 +129,7 @@ def train(
         recipe.joint_steps,
         recipe.joint_batch,
         features,
-        _decoder_groups(network, recipe, recipe.joint_decoder_rate)
-        + _controller_groups(network, recipe),
+        _joint_groups(network, recipe, [modality.name for modality in modalities], start is None),
         lambda batch, name: network.decode(
             network.encoder.encode_from(batch, recipe.cached_stage, network.controller(name)), name
         ),
@@ -232,6 +237,17 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def _joint_groups(
+    network: EspMedSam, recipe: Recipe, names: Sequence[str], with_shared_parts: bool
+) -> list[dict[str, Any]]:
+    if with_shared_parts:
+        decoder = _decoder_groups(network, recipe, recipe.joint_decoder_rate)
+    else:
+        queries = [p for name in names for p in network.queries[name].parameters()]
+        decoder = [{"params": queries, "lr": recipe.joint_decoder_rate}]
+    return decoder + _controller_groups(network, recipe, names)
+
+
 def _decoder_groups(network: EspMedSam, recipe: Recipe, rate: float) -> list[dict[str, Any]]:
     fresh = recipe.fresh_rate * rate / recipe.decoder_rate
     return [
@@ -241,8 +257,10 @@ def _decoder_groups(network: EspMedSam, recipe: Recipe, rate: float) -> list[dic
     ]
 
 
-def _controller_groups(network: EspMedSam, recipe: Recipe) -> list[dict[str, Any]]:
-    named = list(network.controllers.named_parameters())
+def _controller_groups(
+    network: EspMedSam, recipe: Recipe, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    named = [item for name in names for item in network.controllers[name].named_parameters()]
     biases = [parameter for name, parameter in named if name.endswith("token_bias")]
     others = [parameter for name, parameter in named if not name.endswith("token_bias")]
     return [

@@ -63,7 +63,7 @@ class BundleDescription(BaseModel):
         input_size: side of the network's square input, pixels.
         normalisation: `unit`: intensities scaled to [0, 1] by each modality's rule.
         modalities: with labels and pre-processing, as they were when the bundle was trained.
-        training: how and on what each modality was trained.
+        training: `runs`: how and on what the modalities were trained, the oldest first.
         scores: what `esp-medsam evaluate` printed, by modality.
         files: SHA-256 of every weight file, by path inside the bundle.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esp_medsam_app.weights.backbones import get_backbone
@@ -33,7 +33,7 @@ def record_scores(bundle: Bundle, report: Mapping[str, Any], split: str) -> Bund
 def render_card(bundle: Bundle) -> str:
     """The model card as Markdown."""
     backbone = get_backbone(bundle.description.backbone.name)
-    training = bundle.description.training
+    runs = bundle.description.training.get("runs", [])
     parts = [
         f"# Model card: {bundle.description.name}",
         "Weights of ESP-MedSAM (arXiv 2407.14153) for prompt-free segmentation, trained by "
@@ -65,15 +65,11 @@ def render_card(bundle: Bundle) -> str:
         "Each row was printed by:",
         "```\n" + "\n".join(_commands(bundle)) + "\n```",
         "## Training data",
-        _table(("modality", "cases", "data set", "licence", "class"), _sources(training)),
+        _table(("modality", "cases", "data set", "licence", "class"), _sources(runs)),
         "## Training",
-        _table(
-            ("setting", "value"),
-            [(key, str(value)) for key, value in training.get("recipe", {}).items()],
-        ),
-        f"Finished {training.get('finished', 'at an unknown date')} with "
-        + ", ".join(f"{name} {number}" for name, number in training.get("versions", {}).items())
-        + ".",
+        "Runs in their order; a later one goes on from the weights of those before and touches its "
+        "own modalities alone.",
+        *(_run(run) for run in runs),
     ]
     per_label = _per_label(bundle)
     if per_label:
@@ -106,17 +102,21 @@ def _per_label(bundle: Bundle) -> list[tuple[str, ...]]:
 
 
 def _commands(bundle: Bundle) -> list[str]:
+    runs = bundle.description.training.get("runs", [])
     lines = []
     for name, score in bundle.description.scores.items():
-        sources = bundle.description.training.get("data", {}).get(name, {}).get("sources", [])
-        folders = [f"{source['folder'].rpartition('/')[0]}/{score['split']}" for source in sources]
-        data = " ".join(f"--data {name}/{folder}" for folder in folders)
+        folders = dict.fromkeys(
+            source["folder"].rpartition("/")[0]
+            for run in runs
+            for source in run["data"].get(name, {}).get("sources", [])
+        )
+        data = " ".join(f"--data {name}/{folder}/{score['split']}" for folder in folders)
         lines.append(f"esp-medsam evaluate {data} --modality {name}")
     return lines
 
 
-def _sources(training: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
+def _sources(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    rows = [
         (
             name,
             str(data["cases"]),
@@ -124,9 +124,17 @@ def _sources(training: Mapping[str, Any]) -> list[tuple[str, ...]]:
             source.get("licence", "not known here"),
             source.get("licence_class", "unclear"),
         )
-        for name, data in training.get("data", {}).items()
+        for run in runs
+        for name, data in run["data"].items()
         for source in data["sources"]
     ]
+    return list(dict.fromkeys(rows))
+
+
+def _run(run: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in run["recipe"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    return f"- {', '.join(run['data'])}: {settings}. Finished {run['finished']} with {versions}."
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -14,6 +14,7 @@ from esp_medsam_app.evaluation.pairs import CasePair, find_pairs
 from esp_medsam_app.modalities import Augmentation, Modality
 from esp_medsam_app.training import Recipe, train
 from esp_medsam_app.training.losses import SegmentationLoss
+from esp_medsam_app.training.trainer import new_network
 from esp_medsam_app.training.views import augmentation, make_views
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
 
@@ -83,6 +84,19 @@ def test_stopped_run_goes_on_to_the_same_end(pairs: list[CasePair], tmp_path: Pa
     assert set(seen) == {"joint"}
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_going_on_with_one_modality_leaves_the_others_alone(
+    pairs: list[CasePair], tmp_path: Path
+) -> None:
+    other = DISC.model_copy(update={"name": "other"})
+    start = new_network(SMALL, [other, DISC])
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    steps = RECIPE.model_copy(update={"joint_steps": 2})
+    after = train({"disc": pairs}, [DISC], SMALL, steps, work=tmp_path, start=start).state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith(("controllers.disc.", "queries.disc.")) for name in changed)
 
 
 def test_views_move_image_and_label_together(pairs: list[CasePair]) -> None:
