@@ -65,7 +65,7 @@ def render_card(bundle: Bundle) -> str:
         "Each row was printed by:",
         "```\n" + "\n".join(_commands(bundle)) + "\n```",
         "## Training data",
-        _table(("modality", "cases", "data set", "licence", "class"), _sources(runs)),
+        _table(("modality", "cases in all", "data set", "licence", "class"), _sources(runs)),
         "## Training",
         "Runs in their order; a later one goes on from the weights of those before and touches its "
         "own modalities alone.",
