@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from esp_medsam_app.commands import (
     doctor,
@@ -18,6 +18,7 @@ from esp_medsam_app.commands import (
     train,
     weights,
 )
+from esp_medsam_app.commands.runtime import Screen
 from esp_medsam_app.errors import EspMedSamError
 
 USER_ERROR = 2
@@ -49,12 +50,15 @@ def options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0, or 2 for what the user can mend."""
+    """Run a command and exit: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # names of files may hold what the terminal's encoding cannot
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments)
     except EspMedSamError as error:
-        console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        console.print(f"Error: {error}", style="red", soft_wrap=True)
+        Screen().complain(f"Error: {error}")
         sys.exit(USER_ERROR)
 
 

@@ -16,11 +16,13 @@ from esp_medsam_app.commands.runtime import (
     ModalityOption,
     Screen,
 )
+from esp_medsam_app.errors import EspMedSamError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from esp_medsam_app.data.image import MedicalImage
+    from esp_medsam_app.evaluation.pairs import CasePair
     from esp_medsam_app.evaluation.report import EvaluatedCase, EvaluationReport, Metric
 
 _TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95"}
@@ -61,16 +63,17 @@ def register(app: typer.Typer) -> None:
         deviation and a 95 % bootstrap interval over the cases. A label absent from reference and
         prediction counts Dice and IoU 1; one in only one of them counts 0, has no HD95 and is
         counted as missed. A binary mask may mark its label with 255.
+
+        A case that fails is reported and the others go on; the exit code is then 2.
         """
-        from esp_medsam_app.data.names import label_map_suffix
-        from esp_medsam_app.data.writing import write_label_map
         from esp_medsam_app.evaluation.pairs import check_references, find_pairs
         from esp_medsam_app.evaluation.report import evaluate_cases, write_report
 
         pairs = find_pairs(data)[:limit]
-        for folder in (predictions, json.parent if json else None):
-            if folder is not None:
-                runtime.ensure_writable_folder(folder)
+        if json is not None:
+            _check_report_file(json)
+        if predictions is not None:
+            _check_predictions_folder(predictions, pairs)
         segmenter = runtime.make_segmenter(bundle, device, batch_size)
         chosen = runtime.modality_of(segmenter, modality)
         check_references(pairs, chosen)
@@ -92,16 +95,20 @@ def register(app: typer.Typer) -> None:
             def on_case(case: EvaluatedCase) -> None:
                 progress.advance(cases)
                 if predictions is not None:
-                    suffix = label_map_suffix(case.image.grid)
-                    target = predictions / f"{case.score.name}{suffix}"
-                    write_label_map(target, case.prediction, case.image.grid)
+                    _keep(case, predictions)
 
-            report = evaluate_cases(pairs, predict, chosen, on_case)
+            def on_failure(pair: CasePair, error: EspMedSamError) -> None:
+                progress.advance(cases)
+                screen.complain(str(error) if error.path is not None else f"{pair.image}: {error}")
+
+            report = evaluate_cases(pairs, predict, chosen, on_case, on_failure)
         screen.show(report_table(report))
         for note in report_notes(report):
             screen.say(note)
         if json is not None:
             screen.say(f"Report: {write_report(json, report)}")
+        if report.failed:
+            raise typer.Exit(2)
 
 
 def report_table(report: EvaluationReport) -> Table:
@@ -132,8 +139,11 @@ def report_table(report: EvaluationReport) -> Table:
 
 
 def report_notes(report: EvaluationReport) -> list[str]:
-    """What the table leaves out: where HD95 is undefined."""
+    """What the table leaves out: cases that failed, and where HD95 is undefined."""
     notes = []
+    if report.failed:
+        count = len(report.failed)
+        notes.append(f"{_cases(count)} failed and {'is' if count == 1 else 'are'} in no figure")
     for label in report.labels:
         missed, absent = report.missed(label), report.absent(label)
         if missed:
@@ -147,6 +157,35 @@ def report_notes(report: EvaluationReport) -> list[str]:
                 "(Dice 1, no HD95)"
             )
     return notes
+
+
+def _check_report_file(path: Path) -> None:
+    """Before hours of inference; raises InputError."""
+    if path.is_dir():
+        raise InputError("this is a folder", path=path, remedy="Give a file name with --json")
+    runtime.ensure_writable_folder(path.parent)
+
+
+def _check_predictions_folder(folder: Path, pairs: list[CasePair]) -> None:
+    """Raises InputError if it cannot be written to, or if that would replace the cases."""
+    runtime.ensure_writable_folder(folder)
+    if folder.resolve() in {
+        path.parent.resolve() for pair in pairs for path in (pair.image, pair.label)
+    }:
+        raise InputError(
+            "predictions would replace files of the cases",
+            path=folder,
+            remedy="Choose another folder with --predictions",
+        )
+
+
+def _keep(case: EvaluatedCase, folder: Path) -> None:
+    """Write a predicted label map; raises InputError when it cannot be written."""
+    from esp_medsam_app.data.names import label_map_suffix
+
+    grid = case.image.grid
+    path = folder / f"{case.score.name}{label_map_suffix(grid)}"
+    runtime.save_label_map(path, case.prediction, grid)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -20,6 +20,9 @@ from rich.progress import (
 from esp_medsam_app.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from esp_medsam_app.data.image import Grid
     from esp_medsam_app.inference import Segmenter
     from esp_medsam_app.modalities import Modality
 
@@ -95,8 +98,8 @@ class Screen:
         self._out.print(text)
 
     def complain(self, text: str) -> None:
-        """A red line on standard error."""
-        self._err.print(text, style="red", soft_wrap=True)
+        """A red line on standard error, even if a library's reason in it has several."""
+        self._err.print(" ".join(text.splitlines()), style="red", soft_wrap=True)
 
     def trace(self) -> None:
         """The current exception's traceback, on standard error."""
@@ -121,4 +124,18 @@ def ensure_writable_folder(folder: Path) -> None:
             f"the output folder cannot be written to ({error.strerror or error})",
             path=folder,
             remedy="Choose a folder you may write to",
+        ) from error
+
+
+def save_label_map(path: Path, labels: np.ndarray, grid: Grid) -> None:
+    """`write_label_map`; raises InputError when the file cannot be written."""
+    from esp_medsam_app.data.writing import write_label_map
+
+    try:
+        write_label_map(path, labels, grid)
+    except OSError as error:
+        raise InputError(
+            f"the label map cannot be written ({error.strerror or error})",
+            path=path,
+            remedy="Check that the disk has space left and that the folder is still there",
         ) from error

@@ -144,37 +144,43 @@ def expand(paths: Iterable[Path], output: Path) -> tuple[list[Path], list[InputE
     A folder stands for its DICOM series if it is one, else for every file and series folder in it
     that can be read, by name; this command's own earlier outputs are left out.
     """
-    from esp_medsam_app.data.reading import is_readable_name
-
     found: dict[Path, Path] = {}
     problems: list[InputError] = []
     for path in paths:
-        if not path.exists():
+        try:
+            for source in _sources_of(path, output):
+                found.setdefault(source.resolve(), source)
+        except InputError as error:
+            problems.append(error)
+        except OSError as error:
             problems.append(
-                InputError("there is no such file or folder", path=path, remedy="Check the path")
-            )
-        elif path.is_file() or is_readable_name(path):
-            found.setdefault(path.resolve(), path)
-        else:
-            inside = [
-                p
-                for p in sorted(path.iterdir())
-                if not p.name.startswith(".") and is_readable_name(p)
-            ]
-            if path.resolve() == output.resolve():
-                inside = _without_outputs(inside)
-            for p in inside:
-                found.setdefault(p.resolve(), p)
-            if not inside:
-                problems.append(
-                    InputError(
-                        "the folder holds no image that can be read",
-                        path=path,
-                        remedy="NIfTI, NRRD, DICOM, PNG, JPEG and TIFF are read; folders in it are "
-                        "not searched unless they are DICOM series",
-                    )
+                InputError(
+                    f"cannot be read ({error.strerror or error})",
+                    path=path,
+                    remedy="Check the path and its permissions",
                 )
+            )
     return list(found.values()), problems
+
+
+def _sources_of(path: Path, output: Path) -> list[Path]:
+    from esp_medsam_app.data.reading import is_readable_name
+
+    if not path.exists():
+        raise InputError("there is no such file or folder", path=path, remedy="Check the path")
+    if path.is_file() or is_readable_name(path):
+        return [path]
+    inside = [p for p in sorted(path.iterdir()) if p.name[0] != "." and is_readable_name(p)]
+    if path.resolve() == output.resolve():
+        inside = _without_outputs(inside)
+    if not inside:
+        raise InputError(
+            "the folder holds no image that can be read",
+            path=path,
+            remedy="NIfTI, NRRD, DICOM, PNG, JPEG and TIFF are read; folders in it are not "
+            "searched unless they are DICOM series",
+        )
+    return inside
 
 
 def name_jobs(sources: list[Path]) -> list[Job]:
@@ -215,7 +221,6 @@ def _run(
     """Segment one input and write its files; the line that tells about it."""
     from esp_medsam_app.data.names import label_map_suffix
     from esp_medsam_app.data.reading import read_image
-    from esp_medsam_app.data.writing import write_label_map
     from esp_medsam_app.inference.overlay import save_overlay
 
     start = time.perf_counter()
@@ -232,14 +237,7 @@ def _run(
                 remedy="Choose another output folder",
             )
     labels = segmenter.segment(image, modality.name, on_slice=on_slice)
-    try:
-        write_label_map(target, labels, image.grid)
-    except OSError as error:
-        raise InputError(
-            f"the label map cannot be written ({error.strerror or error})",
-            path=target,
-            remedy="Check that the disk has space left and that the folder is still there",
-        ) from error
+    runtime.save_label_map(target, labels, image.grid)
     if options.overlay:
         save_overlay(picture, image, labels, modality)
     seconds = time.perf_counter() - start

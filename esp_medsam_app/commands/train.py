@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.modalities import get_modality
         from esp_medsam_app.training import Recipe
         from esp_medsam_app.training import train as run
-        from esp_medsam_app.training.record import describe
+        from esp_medsam_app.training.record import claim_work, describe
         from esp_medsam_app.training.trainer import add_fresh_modality
         from esp_medsam_app.weights.backbones import LITE_MEDSAM
         from esp_medsam_app.weights.bundle import load_bundle, save_bundle
@@ -96,6 +96,7 @@ def register(app: typer.Typer) -> None:
             seed=seed, **{key: value for key, value in chosen.items() if value is not None}
         )
         old = load_bundle(start) if start is not None else None
+        claim_work(work, recipe, pairs, old)
         started = old.load_network() if old is not None else None
         if old is not None and started is not None:
             for modality in modalities:
@@ -114,16 +115,18 @@ def register(app: typer.Typer) -> None:
             device=place,
             report=lines.report,
         )
-        before = old.description if old is not None else None
-        runs = before.training.get("runs", []) if before is not None else []
         learned = {modality.name: modality for modality in modalities}
+        kept = old.modalities if old is not None else {}
+        scores = old.description.scores if old is not None else {}
+        runs = old.description.training.get("runs", []) if old is not None else []
         bundle = save_bundle(
             output,
             network,
-            ((old.modalities if old is not None else {}) | learned).values(),
+            (kept | learned).values(),
             name=name,
             backbone=LITE_MEDSAM.name,
             training={"runs": [*runs, describe(recipe, pairs, folders, device=place)]},
+            scores={key: score for key, score in scores.items() if key not in learned},
         )
         screen.say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
 

@@ -115,6 +115,17 @@ def check_references(pairs: Sequence[CasePair], modality: Modality) -> None:
 
 def _pairs_of(folder: Path) -> list[CasePair]:
     remedy = "A data folder holds `images/` and `labels/` with equal file names"
+    try:
+        return _checked_pairs_of(folder, remedy)
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be read ({error.strerror or error})",
+            path=error.filename or folder,
+            remedy="Check its permissions and the disk",
+        ) from error
+
+
+def _checked_pairs_of(folder: Path, remedy: str) -> list[CasePair]:
     if not folder.is_dir():
         raise InputError("there is no such folder", path=folder, remedy=remedy)
     for part in ("images", "labels"):
@@ -127,7 +138,7 @@ def _pairs_of(folder: Path) -> list[CasePair]:
     ):
         lonely = sorted(set(have) - set(lack))
         if lonely:
-            more = f" (and {len(lonely) - 1} more)" if len(lonely) > 1 else ""
+            more = f" ({len(lonely) - 1} more have none)" if len(lonely) > 1 else ""
             raise InputError(
                 f"this {kind} has no partner of the same name in `{where}/`{more}",
                 path=have[lonely[0]],

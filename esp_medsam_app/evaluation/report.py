@@ -13,7 +13,7 @@ import numpy as np
 
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.whole_files import written_whole
-from esp_medsam_app.errors import InputError
+from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.metrics import (
     RESAMPLES,
     SEED,
@@ -117,12 +117,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Scores of a modality on reference cases. `distance_unit` ("mm" or "px") is HD95's."""
+    """Scores of a modality on reference cases.
+
+    `distance_unit` ("mm" or "px") is HD95's. `failed` names cases that could not be scored: they
+    are in no figure.
+    """
 
     modality: str
     labels: tuple[str, ...]
     cases: tuple[CaseScore, ...]
     distance_unit: str
+    failed: tuple[str, ...] = ()
 
     def summary(self, metric: Metric, label: str | None = None) -> Summary:
         """A metric over the cases: of one label, or of the cases' means over their labels."""
@@ -146,6 +151,7 @@ class EvaluationReport:
                 **self._summary_json(metric),
                 "per_label": {name: self._summary_json(metric, name) for name in self.labels},
             }
+        result["failed"] = list(self.failed)
         result["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED}
         result["per_case"] = [case.to_json() for case in self.cases]
         return result
@@ -170,45 +176,71 @@ def evaluate_cases(
     predict: Callable[[MedicalImage], np.ndarray],
     modality: Modality,
     on_case: Callable[[EvaluatedCase], None] | None = None,
+    on_failure: Callable[[CasePair, EspMedSamError], None] | None = None,
 ) -> EvaluationReport:
     """Predict every case and score it against its reference, one case in memory at a time.
 
     `predict` returns an integer label map of the image's shape, with the modality's label values.
     Distances are in mm; in pixels for pictures, which have no spacing. `on_case` is called after
-    each case. Raises InputError for a pair that `read_pair` refuses, for a mixture of pictures and
-    images with a spacing (their distances have no common mean), and without pairs; ValueError for a
-    prediction of the wrong shape.
+    each case.
+
+    A pair that `read_pair` refuses, an image that `predict` refuses and one whose distances are in
+    another unit than those before (they have no common mean) raise EspMedSamError; with
+    `on_failure` that is called instead and the others go on. Raises InputError without pairs and
+    when every case failed, ValueError for a prediction of the wrong shape.
     """
     if not pairs:
         raise InputError("there is no case to evaluate")
     cases: list[CaseScore] = []
+    failed: list[str] = []
     unit = ""
     for pair in pairs:
-        image, reference = read_pair(pair, modality)
-        if unit and unit != distance_unit(image.grid):
-            raise InputError(
-                f"distances of this case are in {distance_unit(image.grid)}, those of the cases "
-                f"before in {unit}",
-                path=pair.image,
-                remedy="Evaluate pictures and images with a spacing apart",
-            )
-        unit = distance_unit(image.grid)
-        start = time.perf_counter()
-        prediction = predict(image)
-        seconds = time.perf_counter() - start
-        if prediction.shape != image.grid.shape:
-            raise ValueError(f"predicted {prediction.shape} for an image of {image.grid.shape}")
-        spacing = image.grid.spacing if unit == "mm" else (1.0,) * len(image.grid.shape)
-        scores = score_labels(reference.voxels, prediction, modality.labels, spacing)
-        cases.append(CaseScore(pair.name, scores, seconds))
+        try:
+            case = _evaluate_case(pair, predict, modality, unit)
+        except EspMedSamError as error:
+            if on_failure is None:
+                raise
+            failed.append(pair.name)
+            on_failure(pair, error)
+            continue
+        unit = distance_unit(case.image.grid)
+        cases.append(case.score)
         if on_case is not None:
-            on_case(EvaluatedCase(cases[-1], image, prediction))
-    return EvaluationReport(modality.name, tuple(modality.labels), tuple(cases), unit)
+            on_case(case)
+    if not cases:
+        raise InputError("none of the cases could be evaluated", remedy="The reasons stand above")
+    return EvaluationReport(
+        modality.name, tuple(modality.labels), tuple(cases), unit, tuple(failed)
+    )
 
 
 def distance_unit(grid: Grid) -> str:
-    """ "mm", or "px" for a picture."""
-    return "mm" if grid.has_patient_space else "px"
+    """ "mm", or "px" for a picture. An X-ray lies nowhere in the patient, but has a pixel size."""
+    return "mm" if grid.has_patient_space or set(grid.spacing) != {1.0} else "px"
+
+
+def _evaluate_case(
+    pair: CasePair,
+    predict: Callable[[MedicalImage], np.ndarray],
+    modality: Modality,
+    unit: str,
+) -> EvaluatedCase:
+    image, reference = read_pair(pair, modality)
+    own_unit = distance_unit(image.grid)
+    if unit and unit != own_unit:
+        raise InputError(
+            f"distances of this case are in {own_unit}, those of the cases before in {unit}",
+            path=pair.image,
+            remedy="Evaluate pictures and images with a spacing apart",
+        )
+    start = time.perf_counter()
+    prediction = predict(image)
+    seconds = time.perf_counter() - start
+    if prediction.shape != image.grid.shape:
+        raise ValueError(f"predicted {prediction.shape} for an image of {image.grid.shape}")
+    # of a picture the spacing is 1 along each axis
+    scores = score_labels(reference.voxels, prediction, modality.labels, image.grid.spacing)
+    return EvaluatedCase(CaseScore(pair.name, scores, seconds), image, prediction)
 
 
 def write_report(path: str | Path, report: EvaluationReport) -> Path:

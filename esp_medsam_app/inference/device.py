@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from esp_medsam_app.errors import InputError
@@ -28,6 +30,14 @@ def choose_device(name: str = "auto") -> torch.device:
             remedy="Use auto or cpu, or see `esp-medsam doctor`",
         ) from error
     return device
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context of `autocast_type`'s precision on this device."""
+    precision = autocast_type(device)
+    if precision is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:

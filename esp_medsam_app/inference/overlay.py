@@ -12,7 +12,7 @@ from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.slices import SliceView
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
-from esp_medsam_app.modalities import Modality
+from esp_medsam_app.modalities import Intensity, Modality
 
 _Rgb = tuple[int, int, int]
 
@@ -51,9 +51,10 @@ def save_overlay(
     """Draw `labels` (integer, [*image.grid.shape]) over `image` and write it to `path` as PNG.
 
     Of a volume, the slice with the most foreground is shown (the middle one when there is none), as
-    `SliceView` cuts and turns it, with square pixels. The slice keeps its resolution up to 1024
-    pixels on the longest side, and small ones are enlarged. Atomic. Raises ValueError for labels of
-    another shape and InputError when the file cannot be written.
+    `SliceView` cuts and turns it, with square pixels, and in the modality's window if it has one.
+    The slice keeps its resolution up to 1024 pixels on the longest side, and small ones are
+    enlarged. Atomic. Raises ValueError for labels of another shape and InputError when the file
+    cannot be written.
     """
     path = Path(path)
     picture = render_overlay(image, labels, modality)
@@ -77,7 +78,8 @@ def render_overlay(image: MedicalImage, labels: np.ndarray, modality: Modality) 
     label_slices = view.slices(labels)
     index = _slice_to_show(label_slices)
     mask = np.asarray(label_slices[index])
-    base = Image.fromarray(_as_rgb(np.asarray(view.slices(image.voxels)[index])))
+    pixels = np.asarray(view.slices(image.voxels)[index])
+    base = Image.fromarray(_as_rgb(pixels, modality.intensity))
     width, height = _display_size(mask.shape, view.in_plane_spacing)
     smaller = width < base.width or height < base.height
     base = base.resize(
@@ -109,12 +111,18 @@ def _display_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, 
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """`[H, W(, 3)]` of any type as uint8 `[H, W, 3]`; 8-bit colour as it is, the rest stretched."""
+def _as_rgb(pixels: np.ndarray, intensity: Intensity) -> np.ndarray:
+    """`[H, W(, 3)]` of any type as uint8 `[H, W, 3]`.
+
+    8-bit colour stays as it is, grey is shown in the modality's window or, without one, stretched.
+    """
     if pixels.ndim == 3 and pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels)
     values = np.nan_to_num(pixels.astype(np.float32))
-    low, high = np.percentile(values, _PERCENTILES)
+    if intensity.kind == "window" and pixels.dtype != np.uint8:
+        low, high = intensity.low, intensity.high
+    else:
+        low, high = np.percentile(values, _PERCENTILES)
     if high <= low:
         # a slice of nearly one value, e.g. a few bright voxels on nothing
         low, high = values.min(), values.max()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.slices import SliceView
 from esp_medsam_app.errors import InputError, OutOfMemoryError
-from esp_medsam_app.inference.device import autocast_type, choose_device
+from esp_medsam_app.inference.device import autocast, choose_device
 from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling, decide
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.weights.bundle import Bundle
@@ -52,7 +51,6 @@ class Segmenter:
         self.device = choose_device(device)
         self.batch_size = batch_size or (CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
         self._network = bundle.load_network().to(self.device)
-        self._precision = autocast_type(self.device)
         self._turn = threading.Lock()
 
     def segment(
@@ -145,13 +143,8 @@ class Segmenter:
                 yield from logits
 
     def _run(self, tiles: Tensor, modality: str) -> Tensor:
-        with self._turn, torch.inference_mode(), self._autocast():
+        with self._turn, torch.inference_mode(), autocast(self.device):
             return self._network(tiles.to(self.device), modality).mask_logits.float()
-
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self._precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._precision)
 
 
 def _canvases(

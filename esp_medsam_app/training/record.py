@@ -1,16 +1,58 @@
-"""What a bundle says about its own training."""
+"""What a run is, and what a bundle says about its own training."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from esp_medsam_app.data.whole_files import written_whole
+from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.training.datasets import DATASETS
 from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.weights.bundle import Bundle
+
+RUN = "run.json"
+
+
+def claim_work(
+    work: Path,
+    recipe: Recipe,
+    pairs: Mapping[str, Sequence[CasePair]],
+    start: Bundle | None,
+) -> None:
+    """Keep a work folder to one run: the first call writes down which, later ones compare.
+
+    Raises:
+        InputError: the folder holds another run, whose checkpoint would be taken for this one's.
+    """
+    run = {
+        "recipe": recipe.model_dump(),
+        "cases": {
+            modality: [str(case.image.resolve()) for case in cases]
+            for modality, cases in pairs.items()
+        },
+        "start": start.description.files if start is not None else None,
+    }
+    file = work / RUN
+    try:
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except (OSError, ValueError):
+        known = None
+    if known == run:
+        return
+    if work.is_dir() and any(work.glob("*.pt")):
+        raise InputError(
+            "the work folder holds another run (other options, data or start)",
+            path=work,
+            remedy="Give another --work, or remove this folder",
+        )
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(run, indent=2), encoding="utf-8")
 
 
 def describe(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.evaluation.pairs import CasePair
+from esp_medsam_app.inference.device import autocast, autocast_type
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.training.losses import SegmentationLoss
@@ -82,7 +83,7 @@ def train(
         work: folder for views and checkpoints. A run that was stopped goes on from there.
         start: a trained network. Then only the controllers and queries of `modalities` learn, in
             the joint phase alone: what other modalities give stays as it is, bit by bit.
-        device: torch device; bfloat16 is used on it.
+        device: torch device; bfloat16 is used where it multiplies in it.
         report: called with phase, steps done, steps in all and the running loss.
 
     Returns:
@@ -201,8 +202,9 @@ def _run(
         for group, rate in zip(optimiser.param_groups, scheduled, strict=True):
             group["lr"] = rate * _schedule(step, phase.steps)
         truth = labels[name][chosen].to(device)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-            masks, patches = phase.forward(phase.features[name][chosen].to(device), name)
+        batch = _placed(phase.features[name][chosen], device)
+        with autocast(torch.device(device)):
+            masks, patches = phase.forward(batch, name)
         loss = loss_of(masks, patches, truth)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -318,6 +320,12 @@ def _features(
     return features
 
 
+def _placed(stored: Tensor, device: str) -> Tensor:
+    """Features, stored in bfloat16, as what the device computes in."""
+    precision = autocast_type(torch.device(device))
+    return stored.to(device, torch.float32 if precision is None else stored.dtype)
+
+
 @torch.no_grad()
 def _encode(
     encode: Callable[[Tensor], Tensor],
@@ -328,8 +336,8 @@ def _encode(
     """All inputs through a part of the frozen encoder, as bfloat16 on the CPU."""
     outputs: list[Tensor] = []
     for start in range(0, len(inputs), ENCODE_BATCH):
-        batch = inputs[start : start + ENCODE_BATCH].to(device)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        batch = _placed(inputs[start : start + ENCODE_BATCH], device)
+        with autocast(torch.device(device)):
             outputs.append(encode(batch).to("cpu", torch.bfloat16))
         report(min(start + ENCODE_BATCH, len(inputs)), len(inputs))
     return torch.cat(outputs)

@@ -234,6 +234,7 @@ def save_bundle(
     name: str,
     backbone: str,
     training: dict[str, Any],
+    scores: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write a network as a bundle; weights in float16.
 
@@ -255,6 +256,7 @@ def save_bundle(
         input_size=reference.input_size,
         modalities=modalities,
         training=training,
+        scores=scores or {},
         files={file: sha256_of(folder / file) for file in contents},
     )
     bundle = Bundle(folder, description)

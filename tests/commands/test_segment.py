@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +18,7 @@ from support.dicom_series import write_series
 from esp_medsam_app import cli
 from esp_medsam_app.commands import runtime
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.errors import InputError
+from esp_medsam_app.errors import InputError, WeightsError
 from esp_medsam_app.modalities import Modality
 
 BRIGHT = Modality(name="bright", title="", description="", dimension=3, labels={"bright": 1})
@@ -29,6 +32,8 @@ class Threshold:
     def segment(self, image: MedicalImage, modality: str, on_slice: object) -> NDArray[np.uint8]:
         if not image.voxels.any():
             raise InputError("nothing to see", path=image.path)
+        if image.voxels.max() == 14:
+            raise KeyboardInterrupt
         if image.voxels.max() == 13:
             raise ZeroDivisionError("a defect")
         grey = image.voxels.mean(axis=-1) if image.is_rgb else image.voxels
@@ -131,6 +136,78 @@ def test_one_failure_does_not_stop_the_others(
     assert f"{black}: nothing to see" in shown.err
     assert "failed unexpectedly (ZeroDivisionError: a defect)" in shown.err
     assert "1 of 4 done, 3 failed" in shown.out
+
+
+def test_control_c_leaves_what_is_done(tmp_path: Path) -> None:
+    good, stopped = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", value=14)
+    assert segment(good, stopped, picture(tmp_path / "c.png"), output=tmp_path / "out") == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_seg.png"]
+
+
+def test_paths_the_system_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    iterdir = Path.iterdir
+
+    def forbidden(path: Path) -> Iterator[Path]:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    endless = tmp_path / ("x" * 300 + ".png")
+    good = picture(tmp_path / "good.png")
+    assert segment(closed, endless, good, output=tmp_path / "out") == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.strip().splitlines()) == 2
+    assert f"{closed}: cannot be read (Permission denied)" in shown.err
+    assert f"{endless}: cannot be read (File name too long)" in shown.err
+    assert "1 of 3 done, 2 failed" in shown.out
+
+
+def test_output_never_replaces_an_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, precious = picture(tmp_path / "a.png"), picture(tmp_path / "a_seg.png")
+    before = precious.read_bytes()
+    assert segment(source, precious, output=tmp_path) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert precious.read_bytes() == before
+
+
+def test_label_map_on_a_full_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("esp_medsam_app.data.writing.write_label_map", full)
+    assert segment(picture(tmp_path / "a.png"), output=tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "a_seg.png: the label map cannot be written (No space left on device)" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+def test_names_that_no_terminal_can_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture(tmp_path / os.fsdecode(b"\xff.png"))
+    assert segment(source, tmp_path / os.fsdecode(b"\xfe.png"), output=tmp_path / "out") == 2
+    shown = capsys.readouterr()
+    assert r"\udcff_seg.png: bright" in shown.out
+    assert r"\udcfe.png: there is no such file" in shown.err
+
+
+def test_errors_take_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*options: object) -> None:
+        raise WeightsError("a library says:\nthis\n  and that", path="x.safetensors", remedy="Do")
+
+    monkeypatch.setattr(runtime, "make_segmenter", fail)
+    assert run("segment", "a.png", "-m", "bright", "-o", os.curdir) == 2
+    expected = "Error: x.safetensors: a library says: this   and that. Do\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_existing_results_are_kept_on_request(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from scipy.ndimage import binary_dilation
 from skimage.color import rgb2hed
+from support.real_server import THIN
 
 pytestmark = pytest.mark.e2e
 
@@ -39,6 +40,34 @@ def test_evaluate_on_phantoms(samples: Path, tmp_path: Path) -> None:
     assert content["dice"]["mean"] > 0.85
     assert content["dice"]["mean"] == content["per_case"][0]["dice"]
     assert f"{content['dice']['mean']:.4f}" in done.stdout
+
+
+def test_evaluate_and_segment_a_volume(samples: Path, tmp_path: Path) -> None:
+    """Both commands give the same label map, on the volume's very grid."""
+    for part, source in (("images", "studies"), ("labels", "references")):
+        (tmp_path / part).mkdir()
+        volume = nib.load(samples / source / "abdomen_phantom.nii.gz").slicer[:, :, THIN]
+        nib.save(volume, tmp_path / part / "thin.nii.gz")
+    report, kept, out = (tmp_path / name for name in ("report.json", "kept", "out"))
+    arguments = ("-m", "ct_liver", "--device", "cpu")
+    done = esp_medsam(
+        "evaluate", "--data", tmp_path, *arguments, "--json", report, "--predictions", kept
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    content = json.loads(report.read_text())
+    assert content["dice"]["mean"] > 0.8
+    assert content["hd95"]["unit"] == "mm"
+    done = esp_medsam("segment", tmp_path / "images", *arguments, "-o", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    image = nib.load(tmp_path / "images" / "thin.nii.gz")
+    reference = np.asanyarray(nib.load(tmp_path / "labels" / "thin.nii.gz").dataobj) == 1
+    for written in (kept / "thin.nii.gz", out / "thin_seg.nii.gz"):
+        labels = nib.load(written)
+        assert np.array_equal(labels.affine, image.affine)
+        found = np.asanyarray(labels.dataobj) == 1
+        assert found.shape == image.shape
+        dice = 2 * (found & reference).sum() / (found.sum() + reference.sum())
+        assert content["per_case"][0]["dice"] == float(dice)
 
 
 def segmented(picture: Image.Image, modality: str, folder: Path) -> np.ndarray:

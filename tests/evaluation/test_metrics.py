@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -41,16 +42,18 @@ def test_random_masks(seed: int, volume: bool) -> None:
     spacing = tuple(float(value) for value in rng.uniform(0.4, 3, len(shape)))
     masks = [np.zeros(shape, bool) for _ in range(2)]
     for mask in masks:
-        low = [int(rng.integers(1, extent - 5)) for extent in shape]
-        high = [int(rng.integers(l + 3, e)) for l, e in zip(low, shape, strict=True)]  # noqa: E741
+        # up to the image's edge, which counts as surface
+        low = [int(rng.integers(0, extent - 5)) for extent in shape]
+        high = [int(rng.integers(l + 3, e + 1)) for l, e in zip(low, shape, strict=True)]  # noqa: E741
         mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = True
+        mask &= rng.random(shape) < 0.9
     reference, prediction = masks
     score = score_mask(reference, prediction, spacing)
     overlap = (reference & prediction).sum()
     assert math.isclose(
-        score.dice, 2 * overlap / (reference.sum() + prediction.sum()), abs_tol=1e-6
+        score.dice, 2 * overlap / (reference.sum() + prediction.sum()), abs_tol=1e-12
     )
-    assert math.isclose(score.iou, overlap / (reference | prediction).sum(), abs_tol=1e-6)
+    assert math.isclose(score.iou, overlap / (reference | prediction).sum(), abs_tol=1e-12)
     assert score.hd95 is not None
     assert math.isclose(
         score.hd95, hausdorff_95(reference, prediction, spacing), rel_tol=1e-5, abs_tol=1e-5
@@ -64,6 +67,16 @@ def test_spacing_goes_with_its_axis() -> None:
     for axis in range(3):
         moved = np.roll(reference, 2, axis)
         assert score_mask(reference, moved, spacing).hd95 == pytest.approx(2 * spacing[axis])
+
+
+def test_overlap_as_itk_counts_it() -> None:
+    rng = np.random.default_rng(5)
+    reference, prediction = (rng.random((2, 9, 8, 7)) < 0.4).astype(np.uint8)
+    filter_ = sitk.LabelOverlapMeasuresImageFilter()
+    filter_.Execute(sitk.GetImageFromArray(reference), sitk.GetImageFromArray(prediction))
+    score = score_mask(reference, prediction, (1, 1, 1))
+    assert score.dice == pytest.approx(filter_.GetDiceCoefficient(1))
+    assert score.iou == pytest.approx(filter_.GetJaccardCoefficient(1))
 
 
 def test_equal_masks() -> None:

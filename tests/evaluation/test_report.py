@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -98,6 +99,40 @@ def test_volumes_are_scored_in_mm_as_a_whole(tmp_path: Path) -> None:
     assert report.distance_unit == "mm"
     assert report.cases[0].hd95 == pytest.approx(3)
     assert report.cases[0].dice == pytest.approx(2 / 3)
+
+
+def test_x_rays_are_scored_in_mm(tmp_path: Path) -> None:
+    """An X-ray lies nowhere in the patient, but its pixels have a size: 0.2 mm wide, 0.5 high."""
+    image = np.zeros((16, 12), np.uint8)
+    image[4:9, 3:8] = 10
+    for part, array in (("images", image), ("labels", image // 10)):
+        (tmp_path / part).mkdir()
+        picture = sitk.GetImageFromArray(array.T)
+        picture.SetSpacing((0.2, 0.5))
+        sitk.WriteImage(picture, str(tmp_path / part / "a.nrrd"))
+    for axis, distance in ((0, 0.2), (1, 0.5)):
+
+        def moved(picture: MedicalImage, axis: int = axis) -> NDArray[np.uint8]:
+            return np.roll(perfect(picture), 1, axis)
+
+        report = evaluate_cases(find_pairs([tmp_path]), moved, ONE)
+        assert report.distance_unit == "mm"
+        assert report.cases[0].hd95 == pytest.approx(distance)
+
+
+def test_pictures_are_scored_in_pixels(tmp_path: Path) -> None:
+    case(tmp_path, "a", sides())
+    report = evaluate_cases(
+        find_pairs([tmp_path]), lambda image: np.roll(perfect(image), 2, 1), LEFT_RIGHT
+    )
+    assert (report.distance_unit, report.cases[0].hd95) == ("px", 2)
+
+
+def test_a_failing_case_is_raised_without_a_handler(tmp_path: Path) -> None:
+    case(tmp_path, "a", sides())
+    (tmp_path / "images" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"a\.png: not a picture"):
+        evaluate_cases(find_pairs([tmp_path]), perfect, LEFT_RIGHT)
 
 
 def test_white_masks_mean_the_only_label(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair, find_pairs
 from esp_medsam_app.modalities import Augmentation, Modality
 from esp_medsam_app.training import Recipe, train
 from esp_medsam_app.training.losses import SegmentationLoss
+from esp_medsam_app.training.record import claim_work
 from esp_medsam_app.training.trainer import new_network
 from esp_medsam_app.training.views import augmentation, make_views
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
@@ -97,6 +99,20 @@ def test_going_on_with_one_modality_leaves_the_others_alone(
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith(("controllers.disc.", "queries.disc.")) for name in changed)
+
+
+def test_work_folder_is_kept_to_one_run(pairs: list[CasePair], tmp_path: Path) -> None:
+    """A checkpoint of other data or options is not taken for this run's."""
+    work = tmp_path / "work"
+    claim_work(work, RECIPE, {"disc": pairs}, None)
+    claim_work(work, RECIPE, {"disc": pairs}, None)
+    claim_work(work, RECIPE, {"disc": pairs[1:]}, None)  # nothing was computed yet
+    (work / "checkpoint.pt").touch()
+    claim_work(work, RECIPE, {"disc": pairs[1:]}, None)
+    with pytest.raises(InputError, match="holds another run"):
+        claim_work(work, RECIPE, {"disc": pairs}, None)
+    with pytest.raises(InputError, match="holds another run"):
+        claim_work(work, RECIPE.model_copy(update={"seed": 5}), {"disc": pairs[1:]}, None)
 
 
 def test_views_move_image_and_label_together(pairs: list[CasePair]) -> None:
