@@ -133,6 +133,16 @@ def test_legend_names_each_label_and_says_which_is_elsewhere() -> None:
     assert rows[0] < rows[1]
     brightest = [legend[int(row) - 6 : int(row) + 6, 40:].max() for row in rows]
     assert brightest[0] > brightest[1] > 100
+    # "right (not here)" is longer than "right"
+    labels[40:50, 10:20] = 2
+    both = rendered(picture(np.zeros((600, 100), np.uint8)), labels)[100:]
+    ends = [_text_end(pixels[int(rows[1]) - 6 : int(rows[1]) + 6]) for pixels in (legend, both)]
+    assert ends[0] > ends[1] + 40
+
+
+def _text_end(line: NDArray[np.int64]) -> int:
+    """The last column with ink in a legend's line."""
+    return int(np.nonzero((line != line[0, -1]).any(axis=(0, 2)))[0].max())
 
 
 def test_labels_must_lie_on_the_image() -> None:
