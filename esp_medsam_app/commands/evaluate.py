@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
         if predictions is not None:
             _check_predictions_folder(predictions, pairs)
         segmenter = runtime.make_segmenter(bundle, device, batch_size)
-        chosen = runtime.modality_of(segmenter, modality)
+        chosen = segmenter.bundle.modality(modality)
         check_references(pairs, chosen)
         screen = Screen()
         with screen.progress as progress:

@@ -17,14 +17,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from esp_medsam_app.errors import InputError, UnknownNameError
+from esp_medsam_app.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from esp_medsam_app.data.image import Grid
     from esp_medsam_app.inference import Segmenter
-    from esp_medsam_app.modalities import Modality
 
 ModalityOption = Annotated[
     str,
@@ -55,18 +54,6 @@ def make_segmenter(bundle: Path | None, device: str, batch_size: int | None) -> 
     from esp_medsam_app.weights import load_bundle
 
     return Segmenter(load_bundle(bundle), device=device, batch_size=batch_size)
-
-
-def modality_of(segmenter: Segmenter, name: str) -> Modality:
-    """The bundle's modality of this name; raises UnknownNameError, which lists those there are."""
-    modalities = segmenter.bundle.modalities
-    if name not in modalities:
-        raise UnknownNameError(
-            f"the weights have no modality '{name}'",
-            path=segmenter.bundle.path,
-            remedy=f"Available: {', '.join(sorted(modalities))}",
-        )
-    return modalities[name]
 
 
 class Screen:

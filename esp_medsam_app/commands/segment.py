@@ -86,7 +86,7 @@ def register(app: typer.Typer) -> None:
         failed = segment_all(
             paths,
             segmenter,
-            runtime.modality_of(segmenter, modality),
+            segmenter.bundle.modality(modality),
             Options(output, overlay, overwrite),
             Screen(),
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from esp_medsam_app.data.dicom_pixels import functional_group
-from esp_medsam_app.data.image import Grid
+from esp_medsam_app.data.image import LPS, Grid
 from esp_medsam_app.errors import InputError
 
 # Positions are written with few digits: this much rounding is none, in mm.
@@ -20,7 +20,6 @@ TOLERANCE = 0.02
 PARALLEL = 1e-3
 # Slices whose distances differ by more than this share are not evenly spaced.
 UNEVEN = 0.05
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +155,7 @@ def volume_grid(
     affine[:3, 3] = positions[order[0]]
     grid = Grid(
         shape=(int(size[1]), int(size[0]), len(frames)),
-        affine=_LPS @ affine,
+        affine=LPS @ affine,
         has_patient_space=True,
     )
     return order, grid

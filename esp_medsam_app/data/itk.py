@@ -9,10 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from esp_medsam_app.data.formats import LARGEST_RATIO
-from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.image import LPS, Grid, MedicalImage
 from esp_medsam_app.errors import InputError
-
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_itk(path: Path) -> MedicalImage:
@@ -62,7 +60,7 @@ def read_itk(path: Path) -> MedicalImage:
     affine[:count, :count] = matrix
     affine[:count, 3] = image.GetOrigin()
     if count == 3:
-        affine = _LPS @ affine
+        affine = LPS @ affine
     grid = Grid(
         shape=tuple(int(extent) for extent in size), affine=affine, has_patient_space=count == 3
     )

@@ -10,12 +10,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 
-from esp_medsam_app.data.image import Grid
+from esp_medsam_app.data.image import LPS, Grid
 from esp_medsam_app.data.whole_files import written_whole
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".png")
-# RAS+ to the LPS+ of DICOM and ITK.
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # NIfTI's codes for what an affine leads to: the scanner, or another image it is aligned with.
 _SCANNER, _ALIGNED = 1, 2
 
@@ -107,7 +105,7 @@ def _itk_image(labels: NDArray[np.integer], grid: Grid) -> sitk.Image:
     """The same grid in ITK's terms, LPS+."""
     voxels, affine = _volume(labels, grid)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
-    lps = _LPS @ affine
+    lps = LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image.SetSpacing([float(value) for value in spacing])
     image.SetDirection([float(value) for value in (lps[:3, :3] / spacing).ravel()])
@@ -121,7 +119,7 @@ def _volume(
     """`[x, y, z]` and the affine to RAS+ under which viewers find it on its image."""
     voxels = labels if labels.ndim == 3 else labels[..., np.newaxis]
     # without patient space the affine is from ITK's axes, which it takes to be LPS+
-    return voxels, grid.affine if grid.has_patient_space else _LPS @ grid.affine
+    return voxels, grid.affine if grid.has_patient_space else LPS @ grid.affine
 
 
 def _orthogonal(affine: NDArray[np.float64]) -> bool:

@@ -49,7 +49,7 @@ class _Phase:
 def new_network(backbone: Backbone, modalities: Sequence[Modality]) -> EspMedSam:
     """An untrained network on a backbone: its own decoder, fresh SPPG, queries and controllers."""
     network = EspMedSam(load_encoder(backbone))
-    decoder, prompt_encoder, _ = starting_decoder(backbone)
+    decoder, prompt_encoder = starting_decoder(backbone)
     network.decoder.load_state_dict(decoder)
     network.prompt_encoder.load_state_dict(prompt_encoder)
     for modality in modalities:

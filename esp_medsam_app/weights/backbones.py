@@ -98,12 +98,11 @@ def load_encoder(backbone: Backbone) -> TinyViT:
     return encoder.eval().requires_grad_(False)
 
 
-def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What training starts the decoder from: the released SAM-style decoder of the backbone.
 
     Returns:
-        State dicts of a `ModalityDecoder` and of SAM's prompt encoder, and the four mask tokens
-        `[4, 256]` from which fresh queries are drawn.
+        State dicts of a `ModalityDecoder` and of SAM's prompt encoder.
     """
     tensors = _verified(backbone)
     decoder = {
@@ -114,7 +113,7 @@ def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, T
         for name, tensor in _below(tensors, "mask_decoder.output_upscaling.").items()
     }
     prompt_encoder = _below(tensors, "prompt_encoder.")
-    return decoder, prompt_encoder, tensors["mask_decoder.mask_tokens.weight"]
+    return decoder, prompt_encoder
 
 
 def starting_queries(backbone: Backbone, count: int) -> ModalityQueries:

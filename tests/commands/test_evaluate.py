@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from support.bundles import bundle_of
 from support.dicom_series import write_series
 
 from esp_medsam_app import cli
@@ -29,7 +29,7 @@ SIDES = Modality(
 class Reader:
     """The label is a tenth of the grey value, rounded down."""
 
-    bundle = SimpleNamespace(modalities={"sides": SIDES}, path=Path("bundle"))
+    bundle = bundle_of(SIDES)
 
     def segment(self, image: MedicalImage, modality: str, on_slice: Any) -> NDArray[np.uint8]:
         if image.voxels.max() == 255:

@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from support.bundles import bundle_of
 from support.dicom_series import write_series
 
 from esp_medsam_app import cli
@@ -27,7 +27,7 @@ BRIGHT = Modality(name="bright", title="", description="", dimension=3, labels={
 class Threshold:
     """Label 1 above the mean of the image."""
 
-    bundle = SimpleNamespace(modalities={"bright": BRIGHT}, path=Path("bundle"))
+    bundle = bundle_of(BRIGHT)
 
     def segment(self, image: MedicalImage, modality: str, on_slice: object) -> NDArray[np.uint8]:
         if not image.voxels.any():
