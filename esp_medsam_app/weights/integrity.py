@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from esp_medsam_app.errors import WeightsError
+from esp_medsam_app.weights.compact import restore
+
+# what torch's unpickler trips over in bytes that were cut or changed
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    struct.error,
+    pickle.UnpicklingError,
+)
 
 
 def sha256_of(path: Path) -> str:
@@ -51,7 +67,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, as float32 on the CPU.
+    """Tensors of a safetensors file, as float32 on the CPU; compacted ones are restored.
 
     Raises:
         WeightsError: missing, truncated or not safetensors.
@@ -60,7 +76,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"not a readable safetensors file ({error})", path=path) from error
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return restore(tensors)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself.
+
+    Raises:
+        WeightsError: missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"not a readable safetensors file ({error})", path=path) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -73,7 +102,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError("there is no such checkpoint", path=path) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"not a readable checkpoint ({reason})", path=path) from error
     for key in ("model", "state_dict"):
