@@ -14,6 +14,7 @@ ORDER = [
     "commands",
     "diagnosis",
     "server",
+    "baselines",
     "training",
     "evaluation",
     "samples",
@@ -62,7 +63,7 @@ def test_imports_run_downwards() -> None:
 
 
 def test_networks_are_pure_torch() -> None:
-    allowed = TORCH_ONLY | {"__future__", "collections", "typing"}
+    allowed = TORCH_ONLY | {"__future__", "collections", "dataclasses", "typing"}
     for path in (PACKAGE / "networks").glob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= allowed, path
 

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esp_medsam_app.commands.runtime import Screen
+from esp_medsam_app.commands.training_options import (
+    CacheOption,
+    ChangesOption,
+    DataOption,
+    DeviceOption,
+    LeaveOutOption,
+    RecipeOption,
+    SeedOption,
+    WorkersOption,
+    WorkOption,
+    find_cases,
+    parse_data,
+    read_recipe,
+    surroundings,
+)
 from esp_medsam_app.errors import InputError
+
+if TYPE_CHECKING:
+    from esp_medsam_app.modalities import Modality
+    from esp_medsam_app.networks import EspMedSam
+    from esp_medsam_app.networks.esp_medsam import Design
+    from esp_medsam_app.weights.backbones import Backbone
+    from esp_medsam_app.weights.bundle import Bundle
+
+
+class Part(str, Enum):
+    """A part of the paper's design that an ablation leaves out."""
+
+    controllers = "controllers"
+    patch_prompt = "patch_prompt"
+    own_queries = "own_queries"
 
 
 def register(app: typer.Typer) -> None:
@@ -16,43 +47,15 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def train(
-        data: Annotated[
-            list[str],
-            typer.Option(
-                "--data",
-                metavar="MODALITY=DIR",
-                help="Training cases of a modality: DIR holds images/ and labels/ with equal "
-                "stems. Give it once for each modality and folder.",
-            ),
-        ],
+        data: DataOption,
         output: Annotated[
             Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle; made if new.")
         ],
-        work: Annotated[
-            Path,
-            typer.Option(
-                metavar="DIR",
-                help="Views, features and checkpoints (about 2 GB for 1000 views). A run that "
-                "was stopped goes on from here.",
-            ),
-        ] = Path("runs/train"),
+        leave_out: LeaveOutOption = None,
+        work: WorkOption = Path("runs/train"),
         name: Annotated[str, typer.Option(help="Of the bundle.")] = "esp-medsam",
-        views: Annotated[
-            int | None, typer.Option(min=1, help="Augmented views of each modality.")
-        ] = None,
-        decoder_steps: Annotated[
-            int | None, typer.Option(min=0, help="Steps of decoder and SPPG alone.")
-        ] = None,
-        joint_steps: Annotated[
-            int | None, typer.Option(min=0, help="Steps together with the controllers.")
-        ] = None,
-        joint_batch: Annotated[
-            int | None, typer.Option(min=1, help="Views a step, together with the controllers.")
-        ] = None,
-        cached_stage: Annotated[
-            int | None,
-            typer.Option(min=1, max=3, help="Controllers learn from this encoder stage on."),
-        ] = None,
+        recipe: RecipeOption = "two_cores",
+        changes: ChangesOption = None,
         start: Annotated[
             Path | None,
             typer.Option(
@@ -61,104 +64,120 @@ def register(app: typer.Typer) -> None:
                 "give stays as it is, bit by bit.",
             ),
         ] = None,
-        seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
-        device: Annotated[
-            str, typer.Option(help="auto, cpu, cuda, cuda:1; auto prefers a GPU.")
-        ] = "auto",
+        shared: Annotated[
+            bool | None,
+            typer.Option(
+                "--shared/--own-only",
+                help="With --start: whether decoder and SPPG learn too, which changes every "
+                "modality. Needs --data for all modalities of the bundle.",
+            ),
+        ] = None,
+        without: Annotated[
+            list[Part] | None,
+            typer.Option(help="Leave a part of the design out, to measure what it gives."),
+        ] = None,
+        backbone: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="Encoder that `esp-medsam distill common` wrote."),
+        ] = None,
+        seed: SeedOption = 0,
+        device: DeviceOption = "auto",
+        workers: WorkersOption = None,
+        slices_gb: CacheOption = 4.0,
     ) -> None:
         """Train modalities together on the frozen backbone and write them as a bundle.
 
-        Prints the running loss. Scores come from `esp-medsam evaluate` on other cases.
+        Shows the running loss; curves lie in WORK/curves for TensorBoard. Scores come from
+        `esp-medsam evaluate` on other cases. Several GPUs:
+        `torchrun --nproc-per-node 4 -m esp_medsam_app.cli train ... --set accumulate=4`.
         """
-        from esp_medsam_app.evaluation.pairs import check_references, find_pairs
-        from esp_medsam_app.inference.device import choose_device
-        from esp_medsam_app.modalities import get_modality
-        from esp_medsam_app.training import Recipe
-        from esp_medsam_app.training import train as run
         from esp_medsam_app.training.record import claim_work, describe
-        from esp_medsam_app.training.trainer import add_fresh_modality
-        from esp_medsam_app.weights.backbones import LITE_MEDSAM
+        from esp_medsam_app.training.trainer import Learners
+        from esp_medsam_app.training.trainer import train as run
         from esp_medsam_app.weights.bundle import load_bundle, save_bundle
 
         folders = parse_data(data)
-        modalities = [get_modality(modality) for modality in folders]
-        pairs = {modality: find_pairs(paths) for modality, paths in folders.items()}
-        for modality in modalities:
-            check_references(pairs[modality.name], modality)
-        chosen = {
-            "views": views,
-            "decoder_steps": decoder_steps,
-            "joint_steps": joint_steps,
-            "joint_batch": joint_batch,
-            "cached_stage": cached_stage,
-        }
-        recipe = Recipe(
-            seed=seed, **{key: value for key, value in chosen.items() if value is not None}
-        )
+        modalities, pairs = find_cases(folders, leave_out)
+        numbers = read_recipe(recipe, changes, seed)
         old = load_bundle(start) if start is not None else None
-        claim_work(work, recipe, pairs, old)
-        started = old.load_network() if old is not None else None
-        if old is not None and started is not None:
-            for modality in modalities:
-                if modality.name not in old.modalities:
-                    add_fresh_modality(started, LITE_MEDSAM, modality)
-        place = str(choose_device(device))
-        screen = Screen()
-        lines = _Lines(screen)
-        network = run(
-            pairs,
-            modalities,
-            LITE_MEDSAM,
-            recipe,
-            work=work,
-            start=started,
-            device=place,
-            report=lines.report,
-        )
+        used = _backbone(backbone, old)
+        design = _design(without or [], old)
+        shared = old is None if shared is None else shared
+        if old is not None and shared:
+            _check_all_learn(old, folders)
+        claim_work(work, numbers, pairs, old, design)
+        with surroundings(work, device, workers, slices_gb) as place:
+            network = run(
+                _network(old, used, design, modalities, seed),
+                pairs,
+                modalities,
+                numbers,
+                tile=used.input_size,
+                place=place,
+                learners=Learners(shared=shared),
+            )
+        if not place.processes.first:
+            return
         learned = {modality.name: modality for modality in modalities}
         kept = old.modalities if old is not None else {}
         scores = old.description.scores if old is not None else {}
-        runs = old.description.training.get("runs", []) if old is not None else []
+        runs: list[Any] = old.description.training.get("runs", []) if old is not None else []
         bundle = save_bundle(
             output,
             network,
             (kept | learned).values(),
             name=name,
-            backbone=LITE_MEDSAM.name,
-            training={"runs": [*runs, describe(recipe, pairs, folders, device=place)]},
+            backbone=used,
+            training={"runs": [*runs, describe(numbers, pairs, folders, device=place.device)]},
             scores={key: score for key, score in scores.items() if key not in learned},
         )
-        screen.say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
+        Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
 
 
-def parse_data(options: list[str]) -> dict[str, list[Path]]:
-    """`MODALITY=DIR` options by modality, in the order given.
+def _backbone(file: Path | None, old: Bundle | None) -> Backbone:
+    from esp_medsam_app.weights.backbones import LITE_MEDSAM, read_own_backbone
 
-    Raises:
-        InputError: one of them has no `=`.
-    """
-    folders: dict[str, list[Path]] = {}
-    for option in options:
-        modality, separator, folder = option.partition("=")
-        if not separator or not modality or not folder:
-            raise InputError(
-                f"--data {option}: not of the form MODALITY=DIR",
-                remedy="For example --data ct_liver=cases/train",
-            )
-        folders.setdefault(modality, []).append(Path(folder))
-    return folders
+    if file is None:
+        return LITE_MEDSAM if old is None else old.backbone
+    if old is not None:
+        raise InputError("--backbone and --start exclude each other: a bundle has its backbone")
+    return read_own_backbone(file)
 
 
-class _Lines:
-    """A line each time a twentieth of a phase is done."""
+def _design(without: list[Part], old: Bundle | None) -> Design:
+    from esp_medsam_app.networks.esp_medsam import Design
 
-    def __init__(self, screen: Screen) -> None:
-        self.screen = screen
-        self.told: tuple[str, int] = ("", -1)
+    if old is None:
+        return Design(**{part.value: part not in without for part in Part})
+    if without:
+        raise InputError("--without and --start exclude each other: a bundle has its design")
+    return old.description.design
 
-    def report(self, phase: str, done: int, total: int, value: float) -> None:
-        mark = (phase, 20 * done // total)
-        if mark != self.told:
-            self.told = mark
-            loss = f"  loss {value:.4f}" if value else ""
-            self.screen.say(f"{phase}: {done} of {total}{loss}")
+
+def _check_all_learn(old: Bundle, folders: dict[str, list[Path]]) -> None:
+    """Raises InputError if shared parts would change under modalities that do not learn."""
+    others = sorted(set(old.modalities) - set(folders))
+    if others:
+        raise InputError(
+            f"--shared would change what these give, which have no --data: {', '.join(others)}",
+            path=old.path,
+            remedy="Give data of all modalities, or leave --shared out",
+        )
+
+
+def _network(
+    old: Bundle | None,
+    backbone: Backbone,
+    design: Design,
+    modalities: list[Modality],
+    seed: int,
+) -> EspMedSam:
+    from esp_medsam_app.training.starting import add_fresh_modality, new_network
+
+    if old is None:
+        return new_network(backbone, modalities, design=design, seed=seed)
+    network = old.load_network()
+    for modality in modalities:
+        if modality.name not in old.modalities:
+            add_fresh_modality(network, backbone, modality, seed=seed)
+    return network

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
+AcquisitionChange = Literal[
+    "colour", "illumination", "inversion", "low_resolution", "ringing", "speckle", "window"
+]
+BodyPart = Annotated[str, StringConstraints(pattern=r"^[A-Z]+$")]
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -65,6 +76,10 @@ class Augmentation(_Frozen):
         rotation: largest other rotation, degrees.
         scale: largest relative change of size.
         intensity: strength of gamma, contrast, noise and blur, 0 to 1.
+        acquisition: how other devices and sites differ: `colour` (cast, saturation, stain),
+            `illumination` (uneven light, a coil's bias field, attenuation), `inversion` (dark on
+            bright and the other way), `low_resolution`, `ringing` (Gibbs), `speckle`,
+            `window` (a wider one, of CT).
     """
 
     flips: tuple[Literal["left_right", "up_down"], ...] = ()
@@ -72,6 +87,7 @@ class Augmentation(_Frozen):
     rotation: float = Field(default=10.0, ge=0, le=180)
     scale: float = Field(default=0.1, ge=0, lt=1)
     intensity: float = Field(default=0.5, ge=0, le=1)
+    acquisition: tuple[AcquisitionChange, ...] = ()
 
 
 class Modality(_Frozen):
@@ -84,6 +100,9 @@ class Modality(_Frozen):
         dimension: 2 for pictures, 3 for volumes.
         labels: name to id, dense 1..N in alphabetical order (a list in YAML is numbered so).
         dicom_modalities: values of DICOM's Modality (0008,0060) it is meant for.
+        body_parts: values of DICOM's BodyPartExamined (0018,0015; terms of PS3.16 annex L), as
+            letters without spaces: an image of such a part is one of this modality. None: any.
+        wider_body_parts: larger parts, of which an image may be one of this modality or not.
         intensity: how grey values are scaled.
         tiles: how large images are cut.
         augmentation: for training.
@@ -95,6 +114,8 @@ class Modality(_Frozen):
     dimension: Literal[2, 3]
     labels: dict[str, int]
     dicom_modalities: tuple[str, ...] = ()
+    body_parts: tuple[BodyPart, ...] = ()
+    wider_body_parts: tuple[BodyPart, ...] = ()
     intensity: Intensity = Intensity()
     tiles: Tiles = Tiles()
     augmentation: Augmentation = Augmentation()

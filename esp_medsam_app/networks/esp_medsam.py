@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,33 @@ class Segmentation(NamedTuple):
 
     Attributes:
         mask_logits: `[B, queries, S, S]`; 0 is the decision threshold.
-        patch_logits: `[B, 1, E/2, E/2]`, SPPG's map of patches that hold the structure.
+        patch_logits: `[B, 1, E/2, E/2]`, SPPG's map of patches that hold the structure; none
+            where the design leaves SPPG out.
         image_embedding: `[B, 256, E, E]`, before the dense prompt is added.
     """
 
     mask_logits: Tensor
-    patch_logits: Tensor
+    patch_logits: Tensor | None
     image_embedding: Tensor
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which of the papers' parts the network has; all by default. For ablations and teachers.
+
+    Attributes:
+        controllers: each modality has a controller in the encoder.
+        patch_prompt: SPPG makes the dense prompt; else it is SAM's embedding of "no mask".
+        own_queries: each modality has queries and a hyper-network MLP of its own; else all share
+            one set, as large as the largest needs.
+    """
+
+    controllers: bool = True
+    patch_prompt: bool = True
+    own_queries: bool = True
+
+
+WHOLE = Design()
 
 
 class EspMedSam(nn.Module):
@@ -37,12 +58,15 @@ class EspMedSam(nn.Module):
     pass names its modality.
 
     Args:
-        encoder: the shared backbone.
+        encoder: the shared backbone. Without controllers any module will do that embeds
+            `[B, 3, S, S]` as `[B, 256, E, E]`.
+        design: parts that are left out.
     """
 
-    def __init__(self, encoder: TinyViT) -> None:
+    def __init__(self, encoder: nn.Module, design: Design = WHOLE) -> None:
         super().__init__()
         self.encoder = encoder
+        self.design = design
         self.prompt_encoder = PromptEncoder(
             embed_dim=EMBEDDING_CHANNELS,
             image_embedding_size=(64, 64),
@@ -74,11 +98,24 @@ class EspMedSam(nn.Module):
         """
         if isinstance(queries, int):
             queries = ModalityQueries(queries, channels=EMBEDDING_CHANNELS)
-        if controller is None:
-            controller = ModalityController(self.encoder.attention_widths)
-        reference = next(self.encoder.parameters())
-        self.controllers[name] = controller.to(reference.device).train(self.training)
-        self.queries[name] = queries.to(reference.device).train(self.training)
+        place = next(self.encoder.parameters()).device
+        if self.design.controllers:
+            if controller is None:
+                assert isinstance(self.encoder, TinyViT)
+                controller = ModalityController(self.encoder.attention_widths)
+            self.controllers[name] = controller.to(place).train(self.training)
+        if not self.design.own_queries:
+            self._share(queries)
+        self.queries[name] = queries.to(place).train(self.training)
+
+    def _share(self, queries: ModalityQueries) -> None:
+        """Give these and the queries in memory one set of tokens and one MLP: the larger set."""
+        for known in self.queries.values():
+            assert isinstance(known, ModalityQueries)
+            if len(known.tokens.weight) >= len(queries.tokens.weight):
+                queries.tokens, queries.mlp = known.tokens, known.mlp
+            else:
+                known.tokens, known.mlp = queries.tokens, queries.mlp
 
     def remove_modality(self, name: str) -> None:
         """Take a modality out of memory.
@@ -87,24 +124,33 @@ class EspMedSam(nn.Module):
             KeyError: there is no such modality.
         """
         del self.queries[name]
-        del self.controllers[name]
+        if self.design.controllers:
+            del self.controllers[name]
 
-    def controller(self, modality: str) -> ModalityController:
+    def controller(self, modality: str) -> ModalityController | None:
+        """The modality's controller; none where the design has none."""
+        if not self.design.controllers:
+            return None
         controller = self.controllers[modality]
         assert isinstance(controller, ModalityController)
         return controller
 
     def embed(self, image: Tensor, modality: str) -> Tensor:
         """Image embedding `[B, 256, E, E]` under the modality's controller."""
-        return self.encoder(image, self.controller(modality))
+        controller = self.controller(modality)
+        return self.encoder(image) if controller is None else self.encoder(image, controller)
 
     def decode(
         self, embedding: Tensor, modality: str, query: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mask logits `[B, queries, 4 E, 4 E]` and patch logits `[B, 1, E/2, E/2]`."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mask logits `[B, queries, 4 E, 4 E]` and patch logits `[B, 1, E/2, E/2]` if any."""
         queries = self.queries[modality]
         assert isinstance(queries, ModalityQueries)
-        prompt, patch_logits = self.patch_prompt_generator(embedding)
+        patch_logits: Tensor | None = None
+        if self.design.patch_prompt:
+            prompt, patch_logits = self.patch_prompt_generator(embedding)
+        else:
+            prompt = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         position = self._position(embedding)
         # SAM's no_mask_embed is not added: the dense prompt takes its place.
         return self.decoder(embedding + prompt, position, queries, query), patch_logits

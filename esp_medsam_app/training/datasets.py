@@ -32,6 +32,17 @@ DATASETS: dict[str, Dataset] = {
     "msd_liver_slices": Dataset(
         "Medical Segmentation Decathlon Task03 Liver, 8-bit slices", "CC-BY-SA 4.0", "permissive"
     ),
+    "isic2017": Dataset("ISIC 2017, part 1", "CC0", "permissive"),
+    "kvasir_seg": Dataset(
+        "Kvasir-SEG", "research and education only (terms of Kvasir-SEG)", "research only"
+    ),
+    "bus_bra": Dataset("BUS-BRA", "CC-BY 4.0", "permissive"),
+    "sunnybrook": Dataset("Sunnybrook Cardiac Data 2009", "CC0", "permissive"),
+    "la2018": Dataset(
+        "2018 Atrial Segmentation Challenge, crops of UA-MT",
+        "research only (terms of the challenge)",
+        "research only",
+    ),
     "msd04": Dataset(
         "Medical Segmentation Decathlon Task04 Hippocampus", "CC-BY-SA 4.0", "permissive"
     ),

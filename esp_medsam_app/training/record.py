@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
+from esp_medsam_app.networks.esp_medsam import WHOLE, Design
 from esp_medsam_app.training.datasets import DATASETS
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.weights.bundle import Bundle
 
 RUN = "run.json"
+_COMPUTED = ("checkpoint*", "features*", "embeddings*", "targets*")
 
 
 def claim_work(
@@ -24,8 +27,11 @@ def claim_work(
     recipe: Recipe,
     pairs: Mapping[str, Sequence[CasePair]],
     start: Bundle | None,
+    design: Design = WHOLE,
+    *,
+    teacher: str | None = None,
 ) -> None:
-    """Keep a work folder to one run: the first call writes down which, later ones compare.
+    """`claim` for a run on cases.
 
     Raises:
         InputError: the folder holds another run, whose checkpoint would be taken for this one's.
@@ -37,7 +43,17 @@ def claim_work(
             for modality, cases in pairs.items()
         },
         "start": start.description.files if start is not None else None,
+        "design": asdict(design),
     }
+    claim(work, run if teacher is None else run | {"teacher": teacher})
+
+
+def claim(work: Path, run: Mapping[str, Any]) -> None:
+    """Keep a work folder to one run: the first call writes down which, later ones compare.
+
+    Raises:
+        InputError: the folder holds another run, whose checkpoint would be taken for this one's.
+    """
     file = work / RUN
     try:
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -45,7 +61,8 @@ def claim_work(
         known = None
     if known == run:
         return
-    if work.is_dir() and any(work.glob("*.pt")):
+    # slices know themselves what they were made of
+    if any(path for kind in _COMPUTED for path in work.glob(kind)):
         raise InputError(
             "the work folder holds another run (other options, data or start)",
             path=work,

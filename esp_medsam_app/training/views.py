@@ -1,149 +1,124 @@
-"""Training views: network inputs cut from augmented images, on the very path of inference."""
+"""Training views: network inputs cut from augmented slices, on the very path of inference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.transforms import (
-    Compose,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandRotate90d,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    RandSpatialCropd,
-    SpatialPadd,
-)
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from esp_medsam_app.data.slices import SliceView
-from esp_medsam_app.evaluation.pairs import CasePair, read_pair
-from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling
-from esp_medsam_app.modalities import Augmentation, Modality
+from esp_medsam_app.inference.preprocessing import Tiling
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.training.augmentation import IMAGE, LABEL, augmentation
+from esp_medsam_app.training.canvases import CanvasStore
 
-
-@dataclass(frozen=True)
-class Views:
-    """Network inputs and their label maps.
-
-    Attributes:
-        images: float16 `[N, 3, S, S]` in [0, 1].
-        labels: uint8 `[N, S, S]`.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
+# sides of a piece that shows none of the structure, relative to the slice's; each try is smaller
+PIECE = (0.3, 0.7)
+PIECE_TRIES = 24
+PIECE_SHRINKS = 0.95
 
 
-def make_views(
-    pairs: Sequence[CasePair], modality: Modality, *, tile: int, count: int, seed: int
-) -> Views:
-    """Cut `count` augmented views from training images.
+class TrainingViews(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented views of a modality's training slices, as many as one asks for.
 
-    Every image gives as many as the others (give or take one): whole images where the modality
-    has one tile, random places of the scaled image where it has more. Half of the slices taken
-    from a volume hold a label, the others come as they fall.
+    View `i` is a function of the seed and `i` alone: whichever process makes it, and whether or
+    not a run was stopped, it is the same. Every case gives as many views as the others: whole
+    slices where the modality has one tile, random places where it has more. Half of the slices
+    taken from a volume hold a label, the others come as they fall.
+
+    A share of the views shows nothing of the structure, and the model has to stay silent on them:
+    slices without it, pieces of slices beside it, images of other modalities.
 
     Args:
-        pairs: images with label maps.
-        modality: its labels, intensities, tiles and augmentation.
+        store: the modality's slices.
+        modality: its labels, tiles and augmentation.
         tile: side of the network's input, pixels.
-        count: number of views.
         seed: same seed, same views.
-
-    Raises:
-        InputError: an image or label map that cannot be used.
+        absent: share of views without the structure.
+        foreign: slices of other modalities, none of which holds this one's structure.
     """
-    rng = np.random.default_rng(seed)
-    transform = augmentation(modality.augmentation, tile)
-    transform.set_random_state(seed)
-    images = torch.empty(count, 3, tile, tile, dtype=torch.float16)
-    labels = torch.empty(count, tile, tile, dtype=torch.uint8)
-    shares = np.full(len(pairs), count // len(pairs))
-    shares[rng.permutation(len(pairs))[: count % len(pairs)]] += 1
-    made = 0
-    for pair, share in zip(pairs, shares, strict=True):
-        if not share:
-            continue
-        for canvas, truth in _canvases(pair, modality, tile, int(share), rng):
-            view = transform({"image": canvas, "label": truth.unsqueeze(0)})
-            images[made] = torch.as_tensor(view["image"]).clamp(0, 1).half()
-            labels[made] = torch.as_tensor(view["label"])[0].round().to(torch.uint8)
-            made += 1
-    return Views(images, labels)
 
+    def __init__(
+        self,
+        store: CanvasStore,
+        modality: Modality,
+        *,
+        tile: int,
+        seed: int,
+        absent: float = 0.0,
+        foreign: Sequence[CanvasStore] = (),
+    ) -> None:
+        self.store = store
+        self.modality = modality
+        self.tile = tile
+        self.seed = seed
+        self.absent = absent
+        self.foreign = tuple(foreign)
+        self.transform = augmentation(modality.augmentation, tile)
 
-def augmentation(rule: Augmentation, tile: int) -> Compose:
-    """Random transform of `image` `[3, h, w]` and `label` `[1, h, w]` to one tile of each."""
-    keys = ("image", "label")
-    strength = rule.intensity
-    steps: list[object] = [
-        RandAffined(
-            keys,
-            prob=0.8,
-            rotate_range=np.deg2rad(rule.rotation),
-            scale_range=(rule.scale, rule.scale),
-            translate_range=tile * 0.05,
-            mode=("bilinear", "nearest"),
-            padding_mode="zeros",
-        ),
-        SpatialPadd(keys, (tile, tile), method="end"),
-        RandSpatialCropd(keys, (tile, tile), random_size=False),
-    ]
-    # images are [C, rows, columns]: axis 1 mirrors left and right
-    steps += [
-        RandFlipd(keys, prob=0.5, spatial_axis={"up_down": 0, "left_right": 1}[flip])
-        for flip in rule.flips
-    ]
-    if rule.quarter_turns:
-        steps.append(RandRotate90d(keys, prob=0.75, max_k=3))
-    if strength:
-        steps += [
-            RandAdjustContrastd("image", prob=0.5, gamma=(1 / (1 + strength), 1 + strength)),
-            RandScaleIntensityd("image", factors=0.3 * strength, prob=0.5, channel_wise=True),
-            RandShiftIntensityd("image", offsets=0.15 * strength, prob=0.5),
-            RandGaussianSmoothd(
-                "image", prob=0.15, sigma_x=(0.3, 2 * strength), sigma_y=(0.3, 2 * strength)
-            ),
-            RandGaussianNoised("image", prob=0.3, std=0.08 * strength),
-        ]
-    return Compose(steps)
-
-
-def _canvases(
-    pair: CasePair, modality: Modality, tile: int, share: int, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`share` times a scaled slice `[3, h, w]` with its labels `[h, w]`."""
-    image, reference = read_pair(pair, modality)
-    view = SliceView.of(image.grid)
-    slices = view.slices(image.voxels)
-    truth = np.ascontiguousarray(view.slices(reference.voxels))
-    scale = IntensityScale.of(image.voxels, modality.intensity)
-    tiling = Tiling(slices.shape[1], slices.shape[2], tile, modality.tiles)
-    for index in _choose(truth, share, rng):
-        labels = torch.from_numpy(truth[index : index + 1])
-        yield (
-            tiling.scale(scale.apply(slices[index : index + 1]))[0],
-            tiling.scale_labels(labels)[0],
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """View `index`, 0 or more: float32 `[3, S, S]` in [0, 1], label map uint8 `[S, S]`."""
+        rng = np.random.default_rng([self.seed, index])
+        if rng.random() < self.absent:
+            image, labels = self._without_structure(index, rng)
+        else:
+            image, labels = self.store.read(self._slice(index, rng))
+        tiling = Tiling(labels.shape[0], labels.shape[1], self.tile, self.modality.tiles)
+        self.transform.set_random_state(int(rng.integers(2**31)))
+        view = self.transform(
+            {
+                IMAGE: tiling.scale(image.unsqueeze(0))[0],
+                LABEL: tiling.scale_labels(labels.unsqueeze(0)),
+            }
+        )
+        return (
+            torch.as_tensor(view[IMAGE]).as_subclass(Tensor).clamp(0, 1),
+            torch.as_tensor(view[LABEL]).as_subclass(Tensor)[0].round().to(torch.uint8),
         )
 
+    def _slice(self, index: int, rng: np.random.Generator) -> int:
+        cases = self.store.by_case
+        turn, place = divmod(index, len(cases))
+        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(cases))
+        labelled, others = cases[order[place]]
+        choice = labelled if labelled and rng.random() < 0.5 else labelled + others
+        return int(choice[rng.integers(len(choice))])
 
-def _choose(truth: np.ndarray, share: int, rng: np.random.Generator) -> list[int]:
-    if len(truth) == 1:
-        return [0] * share
-    labelled = np.flatnonzero(truth.any(axis=(1, 2)))
-    return [
-        int(rng.choice(labelled))
-        if len(labelled) and turn % 2 == 0
-        else int(rng.integers(len(truth)))
-        for turn in range(share)
-    ]
+    def _without_structure(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        kind = rng.random()
+        if self.store.empty and kind < 0.6:
+            return self.store.read(int(self.store.empty[rng.integers(len(self.store.empty))]))
+        if self.foreign and kind > 0.75:
+            store = self.foreign[rng.integers(len(self.foreign))]
+            image, labels = store.read(int(rng.integers(len(store))))
+            return image, torch.zeros_like(labels)
+        image, labels = self.store.read(self._slice(index, rng))
+        return _piece_beside(image, labels, rng)
+
+
+def _piece_beside(image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A piece of the slice that holds no label, in its place on black or enlarged to the slice.
+
+    Where the label leaves no room, the slice itself.
+    """
+    extents = np.array(labels.shape)
+    for turn in range(PIECE_TRIES):
+        sides = rng.uniform(*PIECE, 2) * PIECE_SHRINKS**turn
+        height, width = np.maximum(1, (extents * sides).astype(int))
+        top, left = (int(rng.integers(free + 1)) for free in extents - (height, width))
+        window = (slice(top, top + height), slice(left, left + width))
+        if labels[window].any():
+            continue
+        piece = image[:, window[0], window[1]]
+        if rng.random() < 0.5:
+            alone = torch.zeros_like(image)
+            alone[:, window[0], window[1]] = piece
+        else:
+            alone = F.interpolate(
+                piece.unsqueeze(0), size=tuple(extents.tolist()), mode="bilinear"
+            )[0]
+        return alone, torch.zeros_like(labels)
+    return image, labels

@@ -11,19 +11,26 @@ from torch import Tensor
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.networks.modality_decoder import ModalityQueries
 from esp_medsam_app.networks.tiny_vit import TinyViT
-from esp_medsam_app.weights.integrity import check_sha256, load_strictly, read_checkpoint
+from esp_medsam_app.weights.integrity import (
+    check_sha256,
+    load_strictly,
+    read_checkpoint,
+    read_metadata,
+    read_safetensors,
+    sha256_of,
+)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A released TinyViT and the input it was trained on.
+    """A TinyViT and the input it was trained on: a released one, or one's own.
 
     Attributes:
         name: as written in a bundle.
         stem_stride: 1 or 4.
         input_size: side of the square the network sees, in pixels.
-        package: installed package that carries the file.
-        file: path inside that package.
+        package: installed package that carries the file; none for one's own.
+        file: path inside that package, or on this machine.
         sha256: of the file.
         prefix: of the encoder's names in the checkpoint.
         licence: of the weights.
@@ -33,7 +40,7 @@ class Backbone:
     name: str
     stem_stride: int
     input_size: int
-    package: str
+    package: str | None
     file: str
     sha256: str
     prefix: str
@@ -46,6 +53,8 @@ class Backbone:
         Raises:
             WeightsError: the package is not installed or lacks the file.
         """
+        if self.package is None:
+            return Path(self.file)
         spec = importlib.util.find_spec(self.package)
         folders = list(spec.submodule_search_locations or []) if spec is not None else []
         path = Path(folders[0], self.file) if folders else None
@@ -86,6 +95,56 @@ def get_backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
+def own_backbone(
+    path: Path, *, name: str, stem_stride: int, input_size: int, sha256: str | None = None
+) -> Backbone:
+    """A backbone in a safetensors file of one's own, as `esp-medsam distill common` writes it.
+
+    Args:
+        path: of the file, an encoder's state.
+        name: as written in a bundle.
+        stem_stride: 1 or 4.
+        input_size: side of the square the network sees, in pixels.
+        sha256: expected of the file; read from it by default.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    return Backbone(
+        name=name,
+        stem_stride=stem_stride,
+        input_size=input_size,
+        package=None,
+        file=str(path),
+        sha256=sha256 if sha256 is not None else sha256_of(path),
+        prefix="",
+        licence="of those who trained it",
+        origin=f"{name}, trained by `esp-medsam distill common`",
+    )
+
+
+def read_own_backbone(path: Path) -> Backbone:
+    """A backbone of one's own, with what its file says of itself.
+
+    Raises:
+        WeightsError: missing, or not written by `esp-medsam distill common`.
+    """
+    said = read_metadata(path)
+    try:
+        return own_backbone(
+            path,
+            name=said["name"],
+            stem_stride=int(said["stem_stride"]),
+            input_size=int(said["input_size"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise WeightsError(
+            "the file does not say which backbone it is",
+            path=path,
+            remedy="Give a file that `esp-medsam distill common` wrote",
+        ) from error
+
+
 def load_encoder(backbone: Backbone) -> TinyViT:
     """The backbone's encoder in evaluation mode, after its file was verified.
 
@@ -101,10 +160,12 @@ def load_encoder(backbone: Backbone) -> TinyViT:
 def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What training starts the decoder from: the released SAM-style decoder of the backbone.
 
+    An encoder of one's own has none: LiteMedSAM's takes its place.
+
     Returns:
         State dicts of a `ModalityDecoder` and of SAM's prompt encoder.
     """
-    tensors = _verified(backbone)
+    tensors = _verified(_with_decoder(backbone))
     decoder = {
         f"transformer.{name}": tensor
         for name, tensor in _below(tensors, "mask_decoder.transformer.").items()
@@ -118,7 +179,7 @@ def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, T
 
 def starting_queries(backbone: Backbone, count: int) -> ModalityQueries:
     """Fresh queries for `count` labels, started from the backbone's own mask tokens and MLP."""
-    tensors = _verified(backbone)
+    tensors = _verified(_with_decoder(backbone))
     queries = ModalityQueries(count)
     tokens = tensors["mask_decoder.mask_tokens.weight"]
     queries.tokens.weight.data.copy_(tokens[[index % len(tokens) for index in range(count)]])
@@ -126,10 +187,14 @@ def starting_queries(backbone: Backbone, count: int) -> ModalityQueries:
     return queries
 
 
+def _with_decoder(backbone: Backbone) -> Backbone:
+    return backbone if backbone.package is not None else LITE_MEDSAM
+
+
 def _verified(backbone: Backbone) -> dict[str, Tensor]:
     path = backbone.path()
     check_sha256(path, backbone.sha256)
-    return read_checkpoint(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@
 bundle.json                          what this is: backbone, modalities, training, scores, SHA-256s
 decoder.safetensors                  SPPG, QDMD and the positional encoding, shared
 controllers/<modality>.safetensors   one modality's controller and queries
+backbone.safetensors                 the encoder, where it is not a released one
+modality_classifier.safetensors      what reads the modality from an image, where there is one
 README.md                            the model card
 ```
 """
@@ -11,7 +13,8 @@ README.md                            the model card
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -27,30 +30,43 @@ from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks.esp_medsam import WHOLE, Design
 from esp_medsam_app.networks.modality_decoder import ModalityQueries
-from esp_medsam_app.weights.backbones import get_backbone, load_encoder
+from esp_medsam_app.weights.backbones import Backbone, get_backbone, load_encoder, own_backbone
+from esp_medsam_app.weights.compact import SCALE, compact
 from esp_medsam_app.weights.integrity import (
     check_sha256,
     load_strictly,
     read_safetensors,
     sha256_of,
 )
+from esp_medsam_app.weights.modality_classifier import ClassifierDescription
 
 DESCRIPTION = "bundle.json"
 DECODER = "decoder.safetensors"
-SCHEMA_VERSION: Literal[1] = 1
+OWN_BACKBONE = "backbone.safetensors"
+# 2: experts are compacted; designs and backbones of one's own
+SCHEMA_VERSION = 2
 
 
 # Frequencies of the positional encoding turn many times across an image: not rounded.
 _FULL_PRECISION = ("positional_encoding_gaussian_matrix",)
+_COMPACTED = ("expert.fc1.weight", "expert.fc2.weight")
 
 
 class BackboneReference(BaseModel):
-    """Which backbone the bundle was trained on; its file is not part of the bundle."""
+    """Which backbone the bundle was trained on.
+
+    Attributes:
+        name: of a released backbone, whose file is not part of the bundle, or of one's own.
+        sha256: of its file.
+        stem_stride: of one's own, which the bundle holds; none for a released one.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str
     sha256: str
+    stem_stride: int | None = None
 
 
 class BundleDescription(BaseModel):
@@ -60,24 +76,39 @@ class BundleDescription(BaseModel):
         schema_version: of this file.
         name: of the bundle, for people.
         backbone: the encoder it belongs to.
+        design: parts that the network has; all but in ablations.
         input_size: side of the network's square input, pixels.
         normalisation: `unit`: intensities scaled to [0, 1] by each modality's rule.
         modalities: with labels and pre-processing, as they were when the bundle was trained.
         training: `runs`: how and on what the modalities were trained, the oldest first.
-        scores: what `esp-medsam evaluate` printed, by modality.
+        scores: what `esp-medsam evaluate` printed, by modality and split.
+        modality_classifier: what reads the modality from an image, where there is one.
         files: SHA-256 of every weight file, by path inside the bundle.
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
     name: str
     backbone: BackboneReference
+    design: Design = WHOLE
     input_size: int
     normalisation: Literal["unit"] = "unit"
     modalities: list[Modality]
     training: dict[str, Any] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
+    modality_classifier: ClassifierDescription | None = None
     files: dict[str, str]
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _by_split(cls, scores: object) -> object:
+        """Bundles of schema version 1 have one split a modality, named among its figures."""
+        if not isinstance(scores, dict):
+            return scores
+        return {
+            name: {score.pop("split"): score} if "split" in (score := dict(figures)) else score
+            for name, figures in scores.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -106,13 +137,31 @@ class Bundle:
             )
         return self.modalities[name]
 
+    @property
+    def backbone(self) -> Backbone:
+        """The released backbone, or the one in the bundle.
+
+        Raises:
+            UnknownNameError: a released backbone that this release does not know.
+        """
+        reference = self.description.backbone
+        if reference.stem_stride is None:
+            return get_backbone(reference.name)
+        return own_backbone(
+            self.path / OWN_BACKBONE,
+            name=reference.name,
+            stem_stride=reference.stem_stride,
+            input_size=self.description.input_size,
+            sha256=reference.sha256,
+        )
+
     def verify(self) -> None:
         """Compare every weight file, the backbone's too, with its SHA-256.
 
         Raises:
             WeightsError: a file is missing or damaged, or the backbone is another one.
         """
-        backbone = get_backbone(self.description.backbone.name)
+        backbone = self.backbone
         if self.description.backbone.sha256 != backbone.sha256:
             raise WeightsError(
                 f"the bundle was trained on another release of backbone {backbone.name}",
@@ -131,7 +180,7 @@ class Bundle:
             UnknownNameError: the bundle lacks one of the modalities.
         """
         wanted = list(self.modalities) if modalities is None else list(modalities)
-        network = EspMedSam(load_encoder(get_backbone(self.description.backbone.name)))
+        network = EspMedSam(load_encoder(self.backbone), self.description.design)
         path = self._checked(DECODER)
         tensors = read_safetensors(path)
         load_strictly(_Shared(network), tensors, path)
@@ -174,7 +223,9 @@ class _Owned(nn.Module):
 
     def __init__(self, network: EspMedSam, name: str) -> None:
         super().__init__()
-        self.controller = network.controller(name)
+        controller = network.controller(name)
+        if controller is not None:
+            self.controller = controller
         self.queries = network.queries[name]
 
 
@@ -232,11 +283,11 @@ def save_bundle(
     modalities: Iterable[Modality],
     *,
     name: str,
-    backbone: str,
+    backbone: Backbone,
     training: dict[str, Any],
     scores: dict[str, Any] | None = None,
 ) -> Bundle:
-    """Write a network as a bundle; weights in float16.
+    """Write a network as a bundle; weights in float16, experts in 8 bits.
 
     `bundle.json` is written last, so that an interrupted save is no bundle.
     """
@@ -247,21 +298,49 @@ def save_bundle(
     for modality in modalities:
         contents[controller_file(modality.name)] = _Owned(network, modality.name).state_dict()
     for file, tensors in contents.items():
-        stored = {key: _stored(key, value) for key, value in tensors.items()}
-        (folder / file).write_bytes(save(stored))
-    reference = get_backbone(backbone)
+        (folder / file).write_bytes(save(_stored(tensors)))
+    reference = BackboneReference(name=backbone.name, sha256=backbone.sha256)
+    files = list(contents)
+    if backbone.package is None:
+        reference.stem_stride = backbone.stem_stride
+        files.append(OWN_BACKBONE)
+        if backbone.path() != folder / OWN_BACKBONE:
+            shutil.copyfile(backbone.path(), folder / OWN_BACKBONE)
     description = BundleDescription(
         name=name,
-        backbone=BackboneReference(name=reference.name, sha256=reference.sha256),
-        input_size=reference.input_size,
+        backbone=reference,
+        design=network.design,
+        input_size=backbone.input_size,
         modalities=modalities,
         training=training,
         scores=scores or {},
-        files={file: sha256_of(folder / file) for file in contents},
+        files={file: sha256_of(folder / file) for file in files},
     )
     bundle = Bundle(folder, description)
     save_description(bundle)
     return bundle
+
+
+def save_encoder(folder: Path, encoder: nn.Module, like: Backbone, *, name: str) -> Backbone:
+    """Write an encoder that was trained into a bundle's folder, as its own backbone (float32).
+
+    Args:
+        folder: of the bundle.
+        encoder: a TinyViT.
+        like: backbone with its stem and input.
+        name: for people.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()
+    }
+    (folder / OWN_BACKBONE).write_bytes(save(tensors))
+    return own_backbone(
+        folder / OWN_BACKBONE,
+        name=name,
+        stem_stride=like.stem_stride,
+        input_size=like.input_size,
+    )
 
 
 def save_description(bundle: Bundle) -> None:
@@ -272,6 +351,13 @@ def save_description(bundle: Bundle) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _stored(name: str, tensor: Tensor) -> Tensor:
-    keep = name.endswith(_FULL_PRECISION)
-    return tensor.detach().cpu().to(torch.float32 if keep else torch.float16).contiguous()
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stored = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu()
+        if name.endswith(_COMPACTED):
+            stored[name], stored[name + SCALE] = compact(plain)
+        else:
+            keep = name.endswith(_FULL_PRECISION)
+            stored[name] = plain.to(torch.float32 if keep else torch.float16).contiguous()
+    return stored

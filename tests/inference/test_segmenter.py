@@ -17,7 +17,7 @@ from esp_medsam_app.errors import InputError, OutOfMemoryError, UnknownNameError
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.modalities import Modality, Tiles
 from esp_medsam_app.networks import EspMedSam, Segmentation
-from esp_medsam_app.training.trainer import new_network
+from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.weights import Bundle, save_bundle
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
 
@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         new_network(LITE_MEDSAM, [PLAIN, TILED]),
         [PLAIN, TILED],
         name="test",
-        backbone="lite_medsam",
+        backbone=LITE_MEDSAM,
         training={},
     )
     return replace(written, description=written.description.model_copy(update={"input_size": TILE}))

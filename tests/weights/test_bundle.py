@@ -11,7 +11,7 @@ import torch
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
-from esp_medsam_app.training.trainer import new_network
+from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.weights import Bundle, load_bundle, save_bundle
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
 from esp_medsam_app.weights.bundle import DECODER, controller_file
@@ -37,7 +37,7 @@ def bundle(network: EspMedSam, tmp_path: Path) -> Bundle:
         network,
         [ONE, TWO],
         name="test",
-        backbone="lite_medsam",
+        backbone=LITE_MEDSAM,
         training={"seed": 5},
     )
 
@@ -104,7 +104,7 @@ def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "newer"),
+        ({"schema_version": 3}, "newer"),
         ({"files": None}, "files"),
         ({"backbone": {"name": "lite_medsam"}}, r"backbone\.sha256"),
     ],

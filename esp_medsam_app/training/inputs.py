@@ -1,0 +1,184 @@
+"""What training reads: views of every modality, and what is computed of them only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from esp_medsam_app.evaluation.pairs import CasePair
+from esp_medsam_app.inference.device import autocast, autocast_type
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks.tiny_vit import TinyViT
+from esp_medsam_app.training.canvases import CanvasStore
+from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.sources import Turns, compute_once
+from esp_medsam_app.training.surroundings import Surroundings
+from esp_medsam_app.training.views import TrainingViews
+
+Stored = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def make_views(
+    data: Mapping[str, Sequence[CasePair]],
+    modalities: Sequence[Modality],
+    recipe: Recipe,
+    tile: int,
+    place: Surroundings,
+) -> dict[str, TrainingViews]:
+    """Views of each modality. Slices of modalities from other devices count as foreign to it.
+
+    Raises:
+        InputError: a case that cannot be used.
+    """
+    stores = {}
+    for modality in modalities:
+        for turn in (place.processes.first, not place.processes.first):
+            if turn:
+                stores[modality.name] = CanvasStore.prepare(
+                    place.work / "slices" / modality.name,
+                    data[modality.name],
+                    modality,
+                    tile=tile,
+                    limit_bytes=place.slice_bytes,
+                    report=place.counting(f"slices {modality.name}"),
+                )
+            place.processes.wait()
+    return {
+        modality.name: TrainingViews(
+            stores[modality.name],
+            modality,
+            tile=tile,
+            seed=recipe.seed,
+            absent=recipe.absent,
+            foreign=[
+                stores[other.name]
+                for other in modalities
+                if not set(other.dicom_modalities) & set(modality.dicom_modalities)
+                and other is not modality
+            ],
+        )
+        for modality in modalities
+    }
+
+
+def embed_from(network: EspMedSam, inputs: Tensor, stage: int, modality: str) -> Tensor:
+    """Embedding of images (stage 0) or of the features that enter a stage."""
+    if not stage:
+        return network.embed(inputs, modality)
+    assert isinstance(network.encoder, TinyViT)
+    return network.encoder.encode_from(inputs, stage, network.controller(modality))
+
+
+def placed(stored: Tensor, device: torch.device) -> Tensor:
+    """Stored features on the device, in what it computes in; images stay as precise as they are."""
+    if stored.dtype != torch.bfloat16 or autocast_type(device) is not None:
+        return stored.to(device, non_blocking=True)
+    return stored.to(device, torch.float32)
+
+
+def features_of(
+    network: EspMedSam, views: Mapping[str, TrainingViews], recipe: Recipe, place: Surroundings
+) -> Stored:
+    """What enters the cached stage, of as many views of each modality as the run touches."""
+    assert isinstance(network.encoder, TinyViT)
+    encode_until = network.encoder.encode_until
+    device = torch.device(place.device)
+    return _computed(
+        f"features_{recipe.cached_stage}",
+        tuple(views),
+        _count(tuple(views), recipe),
+        lambda name: views[name].__getitem__,
+        lambda images, _: encode_until(images.to(device), recipe.cached_stage),
+        place,
+    )
+
+
+def embeddings_of(
+    network: EspMedSam, stored: Stored, recipe: Recipe, place: Surroundings
+) -> Stored:
+    """Embeddings of the cached features, under controllers as they are."""
+    device = torch.device(place.device)
+
+    def items(name: str) -> Callable[[int], tuple[Tensor, Tensor]]:
+        features, labels = stored[name]
+        return lambda number: (features[number], labels[number])
+
+    return _computed(
+        "embeddings",
+        tuple(stored),
+        decoder_turns(tuple(stored), recipe).views or 0,
+        items,
+        lambda inputs, name: embed_from(network, placed(inputs, device), recipe.cached_stage, name),
+        place,
+    )
+
+
+def targets_of(
+    teacher: EspMedSam, views: Mapping[str, TrainingViews], recipe: Recipe, place: Surroundings
+) -> Stored:
+    """A teacher's embeddings of the views that `features_of` covers."""
+    device = torch.device(place.device)
+    return _computed(
+        "targets",
+        tuple(views),
+        _count(tuple(views), recipe),
+        lambda name: views[name].__getitem__,
+        lambda images, name: teacher.embed(images.to(device), name),
+        place,
+    )
+
+
+def decoder_turns(names: tuple[str, ...], recipe: Recipe) -> Turns:
+    """Batches of the phase that trains the decoder alone."""
+    return _turns(names, recipe, recipe.decoder_batch, recipe.decoder_steps)
+
+
+def joint_turns(names: tuple[str, ...], recipe: Recipe) -> Turns:
+    """Batches of the phase that trains encoder parts too."""
+    return _turns(names, recipe, recipe.joint_batch, recipe.joint_steps)
+
+
+def _turns(names: tuple[str, ...], recipe: Recipe, batch: int, steps: int) -> Turns:
+    views = recipe.views
+    if views is not None:
+        # a short run makes no views that it does not touch
+        views = min(views, max(1, -(-steps * recipe.accumulate // len(names)) * batch))
+    return Turns(names, batch, views, recipe.seed)
+
+
+def _count(names: tuple[str, ...], recipe: Recipe) -> int:
+    """Views of a modality that are computed for both phases."""
+    orders = (decoder_turns(names, recipe), joint_turns(names, recipe))
+    return max(order.views or 0 for order in orders)
+
+
+@torch.no_grad()
+def _computed(
+    kind: str,
+    names: Sequence[str],
+    count: int,
+    items: Callable[[str], Callable[[int], tuple[Tensor, Tensor]]],
+    compute: Callable[[Tensor, str], Tensor],
+    place: Surroundings,
+) -> Stored:
+    results = {}
+    for name in names:
+
+        def run(inputs: Tensor, name: str = name) -> Tensor:
+            with autocast(torch.device(place.device)):
+                return compute(inputs, name)
+
+        for turn in (place.processes.first, not place.processes.first):
+            if turn:
+                results[name] = compute_once(
+                    place.work / kind / name,
+                    count,
+                    items(name),
+                    run,
+                    place.counting(f"{kind} {name}"),
+                )
+            place.processes.wait()
+    return results

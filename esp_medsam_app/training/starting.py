@@ -1,0 +1,67 @@
+"""What a training starts from."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks.esp_medsam import WHOLE, Design
+from esp_medsam_app.weights.backbones import (
+    Backbone,
+    load_encoder,
+    starting_decoder,
+    starting_queries,
+)
+
+
+def new_network(
+    backbone: Backbone,
+    modalities: Sequence[Modality],
+    *,
+    design: Design = WHOLE,
+    encoder: nn.Module | None = None,
+    seed: int = 0,
+) -> EspMedSam:
+    """An untrained network: the backbone's own decoder, fresh SPPG, queries and controllers.
+
+    Args:
+        backbone: whose encoder and decoder it takes.
+        modalities: what it has.
+        design: which parts it has.
+        encoder: in place of the backbone's, a teacher's for example.
+        seed: of all that starts random. Same seed, same network, in every process.
+
+    Raises:
+        WeightsError: the backbone is missing or damaged.
+    """
+    if encoder is None:
+        encoder = load_encoder(backbone)
+    with _seeded(seed):
+        network = EspMedSam(encoder, design)
+    decoder, prompt_encoder = starting_decoder(backbone)
+    network.decoder.load_state_dict(decoder)
+    network.prompt_encoder.load_state_dict(prompt_encoder)
+    for modality in modalities:
+        add_fresh_modality(network, backbone, modality, seed=seed)
+    return network
+
+
+def add_fresh_modality(
+    network: EspMedSam, backbone: Backbone, modality: Modality, *, seed: int = 0
+) -> None:
+    """Put an untrained modality beside those of a network: a neutral controller, fresh queries."""
+    with _seeded(seed + zlib.crc32(modality.name.encode())):
+        network.add_modality(modality.name, starting_queries(backbone, len(modality.labels)))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
