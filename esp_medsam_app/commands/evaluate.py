@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from esp_medsam_app.commands import baselines as others
 from esp_medsam_app.commands import runtime
 from esp_medsam_app.commands.runtime import (
     BatchSizeOption,
@@ -53,6 +55,26 @@ def register(app: typer.Typer) -> None:
             int | None,
             typer.Option("--limit", min=1, metavar="N", help="Only the first N cases, by name."),
         ] = None,
+        leave_out: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--leave-out",
+                metavar="NAME",
+                help="Not this case, for example as it was trained on. May be given several times.",
+            ),
+        ] = None,
+        absent: Annotated[
+            list[Path] | None,
+            typer.Option(
+                "--absent",
+                metavar="DIR",
+                help="Images that do not hold the structure: count how many are marked.",
+            ),
+        ] = None,
+        baselines: others.BaselinesOption = False,
+        train_data: others.TrainDataOption = None,
+        work: others.WorkOption = others.DEFAULT_WORK,
+        unet_views: others.UNetViewsOption = None,
         bundle: BundleOption = None,
         device: DeviceOption = "auto",
         batch_size: BatchSizeOption = None,
@@ -62,14 +84,20 @@ def register(app: typer.Typer) -> None:
         Prints Dice, IoU and HD95 (the 95th percentile of the surface distance) with mean, standard
         deviation and a 95 % bootstrap interval over the cases. A label absent from reference and
         prediction counts Dice and IoU 1; one in only one of them counts 0, has no HD95 and is
-        counted as missed. A binary mask may mark its label with 255.
+        counted as missed. A binary mask may mark its label with 255. Of slices without any label it
+        says on how many more than 0.1 % of the pixels were marked.
 
         A case that fails is reported and the others go on; the exit code is then 2.
         """
-        from esp_medsam_app.evaluation.pairs import check_references, find_pairs
+        from esp_medsam_app.data.reading import find_images
+        from esp_medsam_app.evaluation.pairs import check_references, find_pairs, without
         from esp_medsam_app.evaluation.report import evaluate_cases, write_report
+        from esp_medsam_app.evaluation.silence import measure_silence
 
-        pairs = find_pairs(data)[:limit]
+        if not baselines:
+            others.check_unused(train_data, unet_views)
+        pairs = without(find_pairs(data), leave_out or [])[:limit]
+        beside = find_images(absent) if absent else []
         if json is not None:
             _check_report_file(json)
         if predictions is not None:
@@ -77,6 +105,13 @@ def register(app: typer.Typer) -> None:
         segmenter = runtime.make_segmenter(bundle, device, batch_size)
         chosen = segmenter.bundle.modality(modality)
         check_references(pairs, chosen)
+        rivals = (
+            others.make_baselines(
+                train_data, unet_views, work, pairs, segmenter, chosen, batch_size
+            )
+            if baselines
+            else []
+        )
         screen = Screen()
         with screen.progress as progress:
             cases = progress.add_task("cases", total=len(pairs))
@@ -102,12 +137,33 @@ def register(app: typer.Typer) -> None:
                 screen.complain(str(error) if error.path is not None else f"{pair.image}: {error}")
 
             report = evaluate_cases(pairs, predict, chosen, on_case, on_failure)
+            if beside:
+                others_images = progress.add_task("images without it", total=len(beside))
+                silence = measure_silence(
+                    beside,
+                    predict,
+                    lambda: progress.advance(others_images),
+                    lambda path, error: screen.complain(f"{path}: {error.problem}"),
+                )
+                report = replace(report, beside=silence)
+        report = replace(
+            report,
+            # data set and split, not the machine
+            data=tuple("/".join(folder.resolve().parts[-3:]) for folder in data),
+            left_out=tuple(leave_out or ()),
+        )
         screen.show(report_table(report))
         for note in report_notes(report):
             screen.say(note)
+        comparison = None
+        if rivals:
+            comparison = others.compare(rivals, report, pairs, segmenter, chosen)
+            screen.show(others.comparison_table(comparison))
+            for note in others.comparison_notes(comparison):
+                screen.say(note)
         if json is not None:
-            screen.say(f"Report: {write_report(json, report)}")
-        if report.failed:
+            screen.say(f"Report: {write_report(json, comparison or report)}")
+        if report.failed or (comparison is not None and comparison.failed):
             raise typer.Exit(2)
 
 
@@ -141,6 +197,10 @@ def report_table(report: EvaluationReport) -> Table:
 def report_notes(report: EvaluationReport) -> list[str]:
     """What the table leaves out: cases that failed, and where HD95 is undefined."""
     notes = []
+    if report.silence.slices:
+        notes.append(f"In these cases {report.silence}")
+    if report.beside is not None:
+        notes.append(f"In images without it {report.beside}")
     if report.failed:
         count = len(report.failed)
         notes.append(f"{_cases(count)} failed and {'is' if count == 1 else 'are'} in no figure")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,23 @@ def _check(image: MedicalImage, path: Path) -> None:
             path=path,
             remedy="Mend the header or export the image again",
         )
+
+
+def find_images(folders: Sequence[Path]) -> list[Path]:
+    """All images below some folders, by name; volumes and DICOM files count too.
+
+    Raises:
+        InputError: a folder that is not there, or no image at all.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError("there is no such folder", path=folder)
+    found = sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".") and is_readable_name(path)
+    )
+    if not found:
+        raise InputError("no image in the folders", path=folders[0] if folders else None)
+    return found

@@ -49,6 +49,24 @@ def find_pairs(folders: Iterable[str | Path]) -> list[CasePair]:
     ]
 
 
+def without(pairs: Sequence[CasePair], names: Iterable[str]) -> list[CasePair]:
+    """The pairs but for those of some names, as of cases that stand in another split too.
+
+    Raises InputError for a name that no pair has, and when none is left.
+    """
+    left_out = set(names)
+    unknown = sorted(left_out - {pair.name for pair in pairs})
+    if unknown:
+        raise InputError(
+            f"there is no case {unknown[0]!r} to leave out",
+            remedy="Give the file's name without its suffix",
+        )
+    kept = [pair for pair in pairs if pair.name not in left_out]
+    if not kept:
+        raise InputError("every case was left out")
+    return kept
+
+
 def read_reference(path: Path, modality: Modality, grid: Grid | None = None) -> MedicalImage:
     """A reference label map whose values are labels of `modality`.
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.slices import SliceView
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.metrics import (
@@ -22,19 +23,39 @@ from esp_medsam_app.evaluation.metrics import (
     score_labels,
 )
 from esp_medsam_app.evaluation.pairs import CasePair, read_pair
+from esp_medsam_app.evaluation.silence import NONE, Silence
 from esp_medsam_app.modalities import Modality
 
 Metric = Literal["dice", "iou", "hd95"]
 METRICS: tuple[Metric, ...] = ("dice", "iou", "hd95")
 
+Predict = Callable[[MedicalImage], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A predictor that is shown the reference, as one is whose prompt is drawn from it.
+
+    Attributes:
+        predict: image and reference label map (of the image's shape) to a label map.
+    """
+
+    predict: Callable[[MedicalImage, np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class CaseScore:
-    """Scores of one case: by label, and their means over the labels."""
+    """Scores of one case: by label, and their means over the labels.
+
+    `seconds` is what the prediction took, of `slices` slices. `silence` counts those of them that
+    hold no label at all.
+    """
 
     name: str
     labels: Mapping[str, LabelScore]
     seconds: float
+    slices: int = 1
+    silence: Silence = NONE
 
     @property
     def dice(self) -> float:
@@ -70,6 +91,8 @@ class CaseScore:
                 for name, score in self.labels.items()
             },
             "seconds": round(self.seconds, 4),
+            "slices": self.slices,
+            "silence": self.silence.to_json(),
         }
 
 
@@ -120,7 +143,8 @@ class EvaluationReport:
     """Scores of a modality on reference cases.
 
     `distance_unit` ("mm" or "px") is HD95's. `failed` names cases that could not be scored: they
-    are in no figure.
+    are in no figure. `beside` counts images of other things, where some were given. `data` names
+    the folders the cases came from, `left_out` cases of them that were not looked at.
     """
 
     modality: str
@@ -128,12 +152,27 @@ class EvaluationReport:
     cases: tuple[CaseScore, ...]
     distance_unit: str
     failed: tuple[str, ...] = ()
+    beside: Silence | None = None
+    data: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def summary(self, metric: Metric, label: str | None = None) -> Summary:
         """A metric over the cases: of one label, or of the cases' means over their labels."""
         if label is None:
             return Summary.of(getattr(case, metric) for case in self.cases)
         return Summary.of(getattr(case.labels[label], metric) for case in self.cases)
+
+    @property
+    def slices_per_second(self) -> float | None:
+        """Of prediction alone. The first case warms up and counts only if there is no other."""
+        timed = self.cases[1:] or self.cases
+        seconds = sum(case.seconds for case in timed)
+        return sum(case.slices for case in timed) / seconds if seconds else None
+
+    @property
+    def silence(self) -> Silence:
+        """Slices of all cases that hold no label, and how many of them were marked."""
+        return sum((case.silence for case in self.cases), NONE)
 
     def missed(self, label: str | None = None) -> int:
         """How often a label stands in only one of reference and prediction."""
@@ -151,6 +190,10 @@ class EvaluationReport:
                 **self._summary_json(metric),
                 "per_label": {name: self._summary_json(metric, name) for name in self.labels},
             }
+        result["silence"] = self.silence.to_json()
+        result["beside"] = None if self.beside is None else self.beside.to_json()
+        result["data"] = list(self.data)
+        result["left_out"] = list(self.left_out)
         result["failed"] = list(self.failed)
         result["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED}
         result["per_case"] = [case.to_json() for case in self.cases]
@@ -173,7 +216,7 @@ class EvaluationReport:
 
 def evaluate_cases(
     pairs: Sequence[CasePair],
-    predict: Callable[[MedicalImage], np.ndarray],
+    predict: Predict | Oracle,
     modality: Modality,
     on_case: Callable[[EvaluatedCase], None] | None = None,
     on_failure: Callable[[CasePair, EspMedSamError], None] | None = None,
@@ -221,7 +264,7 @@ def distance_unit(grid: Grid) -> str:
 
 def _evaluate_case(
     pair: CasePair,
-    predict: Callable[[MedicalImage], np.ndarray],
+    predict: Predict | Oracle,
     modality: Modality,
     unit: str,
 ) -> EvaluatedCase:
@@ -234,16 +277,30 @@ def _evaluate_case(
             remedy="Evaluate pictures and images with a spacing apart",
         )
     start = time.perf_counter()
-    prediction = predict(image)
+    if isinstance(predict, Oracle):
+        prediction = predict.predict(image, reference.voxels)
+    else:
+        prediction = predict(image)
     seconds = time.perf_counter() - start
     if prediction.shape != image.grid.shape:
         raise ValueError(f"predicted {prediction.shape} for an image of {image.grid.shape}")
     # of a picture the spacing is 1 along each axis
     scores = score_labels(reference.voxels, prediction, modality.labels, image.grid.spacing)
-    return EvaluatedCase(CaseScore(pair.name, scores, seconds), image, prediction)
+    slices = len(SliceView.of(image.grid).slices(prediction))
+    silence = Silence.of(prediction, image.grid, reference.voxels)
+    score = CaseScore(pair.name, scores, seconds, slices, silence)
+    return EvaluatedCase(score, image, prediction)
 
 
-def write_report(path: str | Path, report: EvaluationReport) -> Path:
+class Written(Protocol):
+    """What can be written as a report."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of finite numbers and nulls."""
+        ...
+
+
+def write_report(path: str | Path, report: Written) -> Path:
     """Write the report as JSON; the file appears whole or not at all.
 
     Raises InputError when the file cannot be written.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,18 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.data.slices import SliceView
-from esp_medsam_app.errors import InputError, OutOfMemoryError
+from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference.device import autocast, choose_device
-from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling, decide
-from esp_medsam_app.modalities import Modality
+from esp_medsam_app.inference.modality_reader import ModalityReading, looking, read_modality
+from esp_medsam_app.inference.slicewise import OnSlice, batch_size_for, segment_slicewise
+from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.weights.bundle import Bundle
-
-# Tiles in one pass. More gain nothing: on two cores from 2 on, on a GPU from 16 on.
-CPU_BATCH = 4
-GPU_BATCH = 16
-
-OnSlice = Callable[[int, int], None]
+from esp_medsam_app.weights.classifier_file import load_classifier
+from esp_medsam_app.weights.modality_classifier import ModalityClassifier
 
 
 class Segmenter:
@@ -49,8 +44,9 @@ class Segmenter:
     ) -> None:
         self.bundle = bundle
         self.device = choose_device(device)
-        self.batch_size = batch_size or (CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
+        self.batch_size = batch_size or batch_size_for(self.device)
         self._network = bundle.load_network().to(self.device)
+        self._classifier: ModalityClassifier | None = None
         self._turn = threading.Lock()
 
     def segment(
@@ -72,91 +68,67 @@ class Segmenter:
                 of fewer than 8 pixels.
             OutOfMemoryError: not even one tile at a time fits into memory.
         """
-        rule = self.bundle.modality(modality)
+        return segment_slicewise(
+            image,
+            self.bundle.modality(modality),
+            lambda tiles: self._run(tiles, modality),
+            tile=self.bundle.description.input_size,
+            device=self.device,
+            batch_size=self.batch_size,
+            on_slice=on_slice,
+        )
+
+    def read_modality(self, image: MedicalImage) -> ModalityReading:
+        """Which of the bundle's modalities an image is of, or the likeliest to choose from.
+
+        Raises:
+            InputError: nothing to look at, as in `segment`.
+            WeightsError: the bundle's classifier is missing, damaged or does not fit.
+        """
         try:
-            return self._segment(image, rule, on_slice)
+            return read_modality(
+                image,
+                self.bundle.modalities,
+                self.bundle.description.modality_classifier,
+                self._look,
+            )
         except InputError as error:
             if error.path is not None or image.path is None:
                 raise
             raise InputError(error.problem, path=image.path, remedy=error.remedy) from error
-        except MemoryError as error:
-            raise OutOfMemoryError(
-                "the image needs more main memory than there is",
-                path=image.path,
-                remedy="Crop or downsample it, or use a machine with more memory",
-            ) from error
 
-    def _segment(
-        self, image: MedicalImage, modality: Modality, on_slice: OnSlice | None
-    ) -> NDArray[np.uint8]:
-        view = SliceView.of(image.grid)
-        slices = view.slices(image.voxels)
-        count, height, width = slices.shape[:3]
-        tiling = Tiling(height, width, self.bundle.description.input_size, modality.tiles)
-        scale = IntensityScale.of(image.voxels, modality.intensity)
-        labels = np.zeros((count, height, width), np.uint8)
-        logits: list[Tensor] = []
-        tiles = (
-            tiling.cut(canvas, origin)
-            for canvas in _canvases(slices, scale, tiling)
-            for origin in tiling.origins
-        )
-        done = 0
-        for tile_logits in self._passes(tiles, modality, image):
-            logits.append(tile_logits)
-            if len(logits) == len(tiling.origins):
-                labels[done] = decide(tiling.join(torch.stack(logits))).cpu().numpy()
-                logits.clear()
-                done += 1
-                if on_slice is not None:
-                    on_slice(done, count)
-        return np.ascontiguousarray(view.restore(labels))
+    def _look(self, image: MedicalImage) -> Mapping[str, float]:
+        with self._turn:
+            if self._classifier is None:
+                self._classifier = load_classifier(self.bundle)
+            encoder = self._network.encoder
+            assert self._classifier is not None
+            assert isinstance(encoder, TinyViT)
+            return looking(self._classifier, encoder)(image)
 
-    def _passes(
-        self, tiles: Iterator[Tensor], modality: Modality, image: MedicalImage
-    ) -> Iterator[Tensor]:
-        """Logits `[Q, tile, tile]` of each tile in turn, with as many at a time as memory takes."""
-        size = self.batch_size
-        while batch := list(islice(tiles, size)):
-            start = 0
-            while start < len(batch):
-                chunk = torch.stack(batch[start : start + size])
-                try:
-                    logits = self._run(chunk, modality.name)
-                except (RuntimeError, MemoryError) as error:
-                    if not _is_out_of_memory(error):
-                        raise
-                    if size == 1:
-                        raise OutOfMemoryError(
-                            f"{self.device} has too little memory for a single tile",
-                            path=image.path,
-                            remedy="Close other programs on it, or use another device",
-                        ) from error
-                    logits = None
-                if logits is None:
-                    # outside the handler: the traceback held the failed pass's tensors
-                    size = max(1, size // 2)
-                    if self.device.type == "cuda":
-                        torch.cuda.empty_cache()
-                    continue
-                start += len(chunk)
-                yield from logits
+    def parameters(self, modality: str) -> int:
+        """How many parameters segment a modality: the shared ones and its own.
+
+        Raises:
+            UnknownNameError: the bundle has no such modality.
+        """
+        name = self.bundle.modality(modality).name
+        unused = [
+            f"{part}.{other}."
+            for part in ("controllers", "queries")
+            for other in self.bundle.modalities
+            if other != name
+        ]
+        if not self._network.design.patch_prompt:
+            unused.append("patch_prompt_generator.")
+        # queries that modalities share have the names of all of them
+        used = {
+            id(parameter): parameter.numel()
+            for key, parameter in self._network.named_parameters(remove_duplicate=False)
+            if not key.startswith(tuple(unused))
+        }
+        return sum(used.values())
 
     def _run(self, tiles: Tensor, modality: str) -> Tensor:
         with self._turn, torch.inference_mode(), autocast(self.device):
             return self._network(tiles.to(self.device), modality).mask_logits.float()
-
-
-def _canvases(
-    slices: NDArray[np.generic], scale: IntensityScale, tiling: Tiling
-) -> Iterator[Tensor]:
-    """Each slice scaled in intensity and size, `[3, h, w]`."""
-    for index in range(len(slices)):
-        yield tiling.scale(scale.apply(slices[index : index + 1]))[0]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # the CPU allocator has no exception class of its own
-    return "allocate memory" in str(error) or "out of memory" in str(error)

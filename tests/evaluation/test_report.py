@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import find_pairs, read_pair
-from esp_medsam_app.evaluation.report import evaluate_cases, write_report
+from esp_medsam_app.evaluation.report import Oracle, evaluate_cases, write_report
 from esp_medsam_app.modalities import Modality
 
 LEFT_RIGHT = Modality(
@@ -66,6 +67,31 @@ def test_report(tmp_path: Path) -> None:
     assert half["dice"]["per_label"]["right"]["mean"] == 0
     assert half["hd95"]["per_label"]["right"]["mean"] is None
     assert half["hd95"]["per_label"]["right"]["missed"] == 2
+
+
+def test_an_oracle_is_shown_the_reference(tmp_path: Path) -> None:
+    case(tmp_path, "a", sides())
+    shown: list[tuple[int, ...]] = []
+
+    def from_reference(image: MedicalImage, reference: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        shown.append(image.grid.shape)
+        return np.where(reference == 1, 1, 0).astype(np.uint8)
+
+    report = evaluate_cases(find_pairs([tmp_path]), Oracle(from_reference), LEFT_RIGHT)
+    assert shown == [(16, 12)]
+    assert report.summary("dice", "left").mean == 1
+    assert report.summary("dice", "right").mean == 0
+
+
+def test_rate_counts_slices_and_leaves_the_warm_up_out(tmp_path: Path) -> None:
+    labels = np.zeros((10, 10, 8), np.uint8)
+    labels[3:7, 3:7, 2:5] = 1
+    case(tmp_path, "a", labels, "nii.gz")
+    report = evaluate_cases(find_pairs([tmp_path]), perfect, ONE)
+    assert report.cases[0].slices == 8
+    first, second, third = (replace(report.cases[0], seconds=s) for s in (100.0, 2.0, 6.0))
+    assert replace(report, cases=(first,)).slices_per_second == pytest.approx(0.08)
+    assert replace(report, cases=(first, second, third)).slices_per_second == pytest.approx(2)
 
 
 def test_json_is_what_the_readme_promises(tmp_path: Path) -> None:

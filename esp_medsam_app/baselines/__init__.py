@@ -1,0 +1,1 @@
+"""What ESP-MedSAM is compared with: a model that needs a box, a network trained from nothing."""
