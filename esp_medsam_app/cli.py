@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from esp_medsam_app.commands import (
+    classifier,
+    data,
+    distill,
     doctor,
     evaluate,
     sample_data,
@@ -29,7 +32,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="ESP-MedSAM for MONAI Label: segmentation without a prompt.",
 )
-for command in (segment, serve, train, evaluate, weights, sample_data, doctor):
+for command in (
+    segment,
+    serve,
+    train,
+    distill,
+    evaluate,
+    classifier,
+    data,
+    weights,
+    sample_data,
+    doctor,
+):
     command.register(app)
 
 

@@ -15,7 +15,6 @@ from esp_medsam_app.commands.runtime import (
     BatchSizeOption,
     BundleOption,
     DeviceOption,
-    ModalityOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -58,7 +57,15 @@ def register(app: typer.Typer) -> None:
                 "a folder of any of these.",
             ),
         ],
-        modality: ModalityOption,
+        modality: Annotated[
+            str,
+            typer.Option(
+                "--modality",
+                "-m",
+                metavar="NAME",
+                help="Entry of the catalogue, e.g. ct_liver; auto: read it from each image.",
+            ),
+        ],
         output: Annotated[
             Path,
             typer.Option("--output", "-o", metavar="DIR", help="Where label maps go; made if new."),
@@ -78,15 +85,19 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Segment images and volumes.
 
+        With --modality auto, DICOM's tags or else what the image looks like tell its modality; an
+        image of which it is not certain enough fails, and the likeliest modalities are named.
         Writes NAME_seg.nii.gz with the input's exact grid, NAME_seg.png for pictures. An input that
         fails is reported and the others go on; the exit code is then 2.
         """
+        from esp_medsam_app.inference.modality_reader import AUTO
+
         runtime.ensure_writable_folder(output)
         segmenter = runtime.make_segmenter(bundle, device, batch_size)
         failed = segment_all(
             paths,
             segmenter,
-            segmenter.bundle.modality(modality),
+            None if modality == AUTO else segmenter.bundle.modality(modality),
             Options(output, overlay, overwrite),
             Screen(),
         )
@@ -97,11 +108,14 @@ def register(app: typer.Typer) -> None:
 def segment_all(
     paths: Iterable[Path],
     segmenter: Segmenter,
-    modality: Modality,
+    modality: Modality | None,
     options: Options,
     screen: Screen,
 ) -> int:
-    """Segment everything in `paths`; the number of inputs that failed, each told on the screen."""
+    """Segment everything in `paths`; the number of inputs that failed, each told on the screen.
+
+    Without a modality it is read from each image.
+    """
     sources, problems = expand(paths, options.output)
     for problem in problems:
         screen.complain(str(problem))
@@ -213,7 +227,7 @@ def describe_labels(labels: np.ndarray, modality: Modality, grid: Grid) -> str:
 def _run(
     job: Job,
     segmenter: Segmenter,
-    modality: Modality,
+    modality: Modality | None,
     options: Options,
     inputs: set[Path],
     on_slice: Callable[[int, int], None],
@@ -236,13 +250,18 @@ def _run(
                 path=job.source,
                 remedy="Choose another output folder",
             )
+    read = ""
+    if modality is None:
+        reading = segmenter.read_modality(image)
+        modality = segmenter.bundle.modality(reading.decided(image, "Give --modality"))
+        read = f"{modality.name} ({reading.confidence:.0%} by {reading.source}): "
     labels = segmenter.segment(image, modality.name, on_slice=on_slice)
     runtime.save_label_map(target, labels, image.grid)
     if options.overlay:
         save_overlay(picture, image, labels, modality)
     seconds = time.perf_counter() - start
     found = describe_labels(labels, modality, image.grid)
-    return f"{job.source} -> {target}: {found}, {seconds:.1f} s"
+    return f"{job.source} -> {target}: {read}{found}, {seconds:.1f} s"
 
 
 def _without_outputs(paths: list[Path]) -> list[Path]:

@@ -137,10 +137,10 @@ def _checked_conf(models: str, bundle: Path | None, device: str, preload: bool) 
     Raises EspMedSamError as the app would, but before a server is started.
     """
     from esp_medsam_app.inference.device import choose_device
-    from esp_medsam_app.server.conf import model_name, select_models
+    from esp_medsam_app.server.conf import model_names, select_models
     from esp_medsam_app.weights import load_bundle
 
-    select_models(models, [model_name(name) for name in sorted(load_bundle(bundle).modalities)])
+    select_models(models, model_names(load_bundle(bundle).modalities))
     choose_device(device)
     conf = {"models": models, "device": device, "preload": str(preload).lower()}
     if bundle is not None:

@@ -25,13 +25,14 @@ def register(app: typer.Typer) -> None:
 
         loaded = load_bundle(bundle)
         table = Table(title=f"{loaded.description.name} ({loaded.path})")
-        for column in ("modality", "labels", "Dice", "cases"):
+        for column in ("modality", "labels", "Dice (cases)"):
             table.add_column(column)
         for name, modality in loaded.modalities.items():
-            score = loaded.description.scores.get(name)
-            dice = "-" if score is None else f"{score['dice']['mean']:.3f}"
-            cases = "-" if score is None else f"{score['cases']} ({score['split']})"
-            table.add_row(name, ", ".join(modality.labels), dice, cases)
+            found = [
+                f"{split} {score['dice']['mean']:.3f} ({score['cases']})"
+                for split, score in loaded.description.scores.get(name, {}).items()
+            ]
+            table.add_row(name, ", ".join(modality.labels), ", ".join(found) or "-")
         Screen().show(table)
 
     @group.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydicom
 from numpy.typing import NDArray
@@ -29,6 +29,14 @@ _NO_IMAGES = {
     "DOC": "a document",
     "REG": "a registration",
 }
+
+
+class SeriesTags(NamedTuple):
+    """What DICOM says an image is of: the fields of `MedicalImage` that begin with `dicom_`."""
+
+    modality: str | None = None
+    body_part: str | None = None
+    description: str | None = None
 
 
 def is_series_folder(path: Path) -> bool:
@@ -121,6 +129,30 @@ def _dataset(path: Path, stop_before_pixels: bool = False) -> Dataset:
     return dataset
 
 
+def series_tags(path: Path) -> SeriesTags:
+    """What a file or the first image of a folder says of itself; nothing where there is none.
+
+    For images that another program converted from the series.
+    """
+    try:
+        for file in [path] if path.is_file() else _dicom_files(path):
+            dataset = _header(file)
+            if _is_image(dataset):
+                return _tags(dataset)
+    except (InputError, OSError):
+        pass
+    return SeriesTags()
+
+
+def _tags(dataset: Dataset) -> SeriesTags:
+    texts = [str(dataset.get(name) or "") for name in ("StudyDescription", "SeriesDescription")]
+    return SeriesTags(
+        _modality(dataset),
+        str(dataset.get("BodyPartExamined") or "") or None,
+        " ".join(text for text in texts if text) or None,
+    )
+
+
 def _modality(dataset: Dataset) -> str | None:
     value = dataset.get("Modality")
     return str(value) if value else None
@@ -192,4 +224,4 @@ def _read_instances(headers: Sequence[Dataset], path: Path) -> MedicalImage:
             remedy="Take other images out of the folder",
         )
     voxels = stacked([pixels[index] for index in order], flat=len(grid.shape) == 2)
-    return MedicalImage(voxels, grid, path, modality)
+    return MedicalImage(voxels, grid, path, *_tags(headers[0]))

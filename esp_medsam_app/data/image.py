@@ -50,12 +50,16 @@ class MedicalImage:
         grid: where they lie.
         path: the file or folder they were read from.
         dicom_modality: DICOM's Modality (0008,0060), where the source has it.
+        dicom_body_part: DICOM's BodyPartExamined (0018,0015), likewise.
+        dicom_description: DICOM's descriptions of study and series, likewise.
     """
 
     voxels: NDArray[Any]
     grid: Grid
     path: Path | None = None
     dicom_modality: str | None = None
+    dicom_body_part: str | None = None
+    dicom_description: str | None = None
 
     def __post_init__(self) -> None:
         expected = self.grid.shape + ((3,) if self.voxels.ndim > len(self.grid.shape) else ())

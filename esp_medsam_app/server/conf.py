@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from esp_medsam_app.errors import InputError, UnknownNameError
 
 MODEL_PREFIX = "esp_medsam_"
+# the model that reads the modality from the image
+AUTO_MODEL = "esp_medsam"
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ class AppConf(BaseModel):
 
     Attributes:
         models: `all`, or names separated by commas; with or without `esp_medsam_` in front.
+            `auto` or `esp_medsam`: the one that reads the modality from the image.
         preload: load the weights at start-up rather than at the first request.
         bundle: folder of the weights; the starter bundle if empty.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
@@ -68,6 +71,12 @@ def model_name(modality: str) -> str:
     return MODEL_PREFIX + modality
 
 
+def model_names(modalities: Iterable[str]) -> list[str]:
+    """All models of a bundle with these modalities; viewers offer the first one first."""
+    names = [model_name(name) for name in sorted(modalities)]
+    return [AUTO_MODEL, *names] if len(names) > 1 else names
+
+
 def select_models(wanted: str, available: Iterable[str]) -> list[str]:
     """The models that a `models` option names, in the order of `available`.
 
@@ -79,6 +88,8 @@ def select_models(wanted: str, available: Iterable[str]) -> list[str]:
     if names == ["all"]:
         return available
     known = {short: name for name in available for short in (name, name.removeprefix(MODEL_PREFIX))}
+    if AUTO_MODEL in known:
+        known.setdefault("auto", AUTO_MODEL)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         problem = f"there is no model {', '.join(map(repr, unknown))}" if unknown else "no model"

@@ -15,11 +15,12 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import NDArray
 
-from esp_medsam_app.data.image import Grid
+from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.names import label_map_suffix
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
+from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
@@ -76,7 +77,7 @@ class EspMedSamInferTask(InferTask):
             )
         with clock.measure("infer"):
             segmenter = self.segmenters.get(options.device)
-            labels = segmenter.segment(image, self.modality.name)
+            labels, told = self.segment(segmenter, image)
         with clock.measure("post"):
             if dropped:
                 labels = np.where(np.isin(labels, dropped), np.uint8(0), labels)
@@ -97,7 +98,14 @@ class EspMedSamInferTask(InferTask):
             "label_names": dict(self.modality.labels),
             "latencies": latencies,
             "centroids": {},
+            **told,
         }
+
+    def segment(
+        self, segmenter: Segmenter, image: MedicalImage
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """The label map, and what to add to the answer."""
+        return segmenter.segment(image, self.modality.name), {}
 
 
 def _write(labels: NDArray[Any], grid: Grid, suffix: str, compress: bool) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from esp_medsam_app.weights.backbones import get_backbone
 from esp_medsam_app.weights.bundle import Bundle
 
 CARD = "README.md"
@@ -19,20 +18,36 @@ def record_scores(bundle: Bundle, report: Mapping[str, Any], split: str) -> Bund
         KeyError: it is no such report.
     """
     modality = bundle.modality(report["modality"])
-    kept = {
-        metric: {key: value for key, value in report[metric].items() if key != "unit"}
-        | {"unit": report[metric].get("unit", "1")}
-        for metric in ("dice", "iou", "hd95")
-    }
+    figures: dict[str, Any] = {"cases": report["cases"]}
+    for metric in ("dice", "iou", "hd95"):
+        unit = report[metric].get("unit", "1")
+        figures[metric] = {k: v for k, v in report[metric].items() if k != "unit"} | {"unit": unit}
+    for part in ("silence", "beside", "data", "left_out"):
+        if report.get(part):
+            figures[part] = report[part]
+    if "comparison" in report:
+        figures["models"] = [
+            {key: value for key, value in model.items() if key != "report"}
+            for model in report["comparison"]["models"]
+        ]
     scores = dict(bundle.description.scores)
-    scores[modality.name] = {"split": split, "cases": report["cases"]} | kept
+    scores[modality.name] = {**scores.get(modality.name, {}), split: figures}
     description = bundle.description.model_copy(update={"scores": scores})
     return Bundle(bundle.path, description)
 
 
+def scored(bundle: Bundle) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Modality, split and figures of everything that was scored, in the bundle's order."""
+    return [
+        (name, split, bundle.description.scores[name][split])
+        for name in bundle.modalities
+        for split in bundle.description.scores.get(name, {})
+    ]
+
+
 def render_card(bundle: Bundle) -> str:
     """The model card as Markdown."""
-    backbone = get_backbone(bundle.description.backbone.name)
+    backbone = bundle.backbone
     runs = bundle.description.training.get("runs", [])
     parts = [
         f"# Model card: {bundle.description.name}",
@@ -53,16 +68,44 @@ def render_card(bundle: Bundle) -> str:
         ),
         "## Scores",
         "Mean over cases that were not trained on, with the 95 % bootstrap interval of the mean; "
-        "no prompt. A case's score is the mean over its labels.",
+        "no prompt. A case's score is the mean over its labels. `test` is from the sites of the "
+        "training data, `unseen` from others.",
         _table(
             ("modality", "split", "cases", "Dice", "sd", "95 % interval", "IoU", "HD95"),
-            [
-                _score_row(name, score)
-                for name, score in bundle.description.scores.items()
-                if name in bundle.modalities
-            ],
+            [_score_row(*entry) for entry in scored(bundle)],
         ),
-        "Each row was printed by:",
+        *_optional(
+            "Labels one by one:",
+            ("modality", "split", "label", "Dice", "sd", "95 % interval"),
+            _per_label(bundle),
+        ),
+        *_optional(
+            "Where the structure is absent: slices on which more than 0.1 % of the pixels were "
+            "marked nevertheless, in slices of the scored volumes that hold none of it and in "
+            "images of other things.",
+            ("modality", "split", "where", "marked", "of", "share", "95 % interval"),
+            _silence(bundle),
+        ),
+        *_optional(
+            "Other models on the same cases. The difference is theirs minus ESP-MedSAM's, case by "
+            "case. The reference's box is drawn around each part of the reference: a radiologist "
+            "would have to draw it. The U-Net learned from nothing, from as many views of the same "
+            "cases.",
+            (
+                "modality",
+                "split",
+                "model",
+                "Dice",
+                "95 % interval",
+                "difference",
+                "95 % interval",
+                "parameters",
+            ),
+            _models(bundle),
+        ),
+        *_classifier(bundle),
+        "## Commands",
+        "The scores were printed by:",
         "```\n" + "\n".join(_commands(bundle)) + "\n```",
         "## Training data",
         _table(("modality", "cases in all", "data set", "licence", "class"), _sources(runs)),
@@ -71,18 +114,19 @@ def render_card(bundle: Bundle) -> str:
         "own modalities alone.",
         *(_run(run) for run in runs),
     ]
-    per_label = _per_label(bundle)
-    if per_label:
-        parts.insert(9, _table(("modality", "label", "Dice", "sd", "95 % interval"), per_label))
     return "\n\n".join(parts) + "\n"
 
 
-def _score_row(name: str, score: Mapping[str, Any]) -> tuple[str, ...]:
+def _optional(text: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [text, _table(head, rows)] if rows else []
+
+
+def _score_row(name: str, split: str, score: Mapping[str, Any]) -> tuple[str, ...]:
     dice, iou, hd95 = score["dice"], score["iou"], score["hd95"]
     unit = hd95.get("unit", "")
     return (
         name,
-        score["split"],
+        split,
         str(score["cases"]),
         _number(dice["mean"]),
         _number(dice["std"]),
@@ -94,24 +138,86 @@ def _score_row(name: str, score: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _per_label(bundle: Bundle) -> list[tuple[str, ...]]:
     return [
-        (name, label, _number(dice["mean"]), _number(dice["std"]), _interval(dice["ci95"]))
-        for name, score in bundle.description.scores.items()
-        if name in bundle.modalities and len(bundle.modalities[name].labels) > 1
+        (name, split, label, _number(dice["mean"]), _number(dice["std"]), _interval(dice["ci95"]))
+        for name, split, score in scored(bundle)
+        if len(bundle.modalities[name].labels) > 1
         for label, dice in score["dice"]["per_label"].items()
     ]
 
 
-def _commands(bundle: Bundle) -> list[str]:
-    runs = bundle.description.training.get("runs", [])
-    lines = []
-    for name, score in bundle.description.scores.items():
-        folders = dict.fromkeys(
-            source["folder"].rpartition("/")[0]
-            for run in runs
-            for source in run["data"].get(name, {}).get("sources", [])
+def _silence(bundle: Bundle) -> list[tuple[str, ...]]:
+    places = {"silence": "slices of the volumes", "beside": "images of other things"}
+    return [
+        (
+            name,
+            split,
+            where,
+            str(found["marked"]),
+            str(found["slices"]),
+            _number(found["share"]),
+            _interval(found["ci95"]),
         )
-        data = " ".join(f"--data {name}/{folder}/{score['split']}" for folder in folders)
-        lines.append(f"esp-medsam evaluate {data} --modality {name}")
+        for name, split, score in scored(bundle)
+        for key, where in places.items()
+        if (found := score.get(key)) and found["slices"]
+    ]
+
+
+def _models(bundle: Bundle) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, split, score in scored(bundle):
+        for model in score.get("models", []):
+            apart = model.get("difference")
+            prompt = "" if model["prompt"] == "none" else f", {model['prompt']}"
+            rows.append(
+                (
+                    name,
+                    split,
+                    model["model"] + prompt,
+                    _number(model["dice"]["mean"]),
+                    _interval(model["dice"]["ci95"]),
+                    "-" if apart is None else f"{apart['mean']:+.3f}",
+                    "-" if apart is None else _interval(apart["ci95"]),
+                    f"{model['parameters'] / 1e6:.1f} M",
+                )
+            )
+    return rows
+
+
+def _classifier(bundle: Bundle) -> list[str]:
+    """What reads the modality from an image, where the bundle has one."""
+    described = bundle.description.modality_classifier
+    if described is None:
+        return []
+    rows = [
+        (
+            split,
+            name,
+            str(found["images"]),
+            str(found["right"]),
+            str(found["asked"]),
+            ", ".join(f"{count} for {other}" for other, count in found["taken_for"].items()) or "-",
+        )
+        for split, figures in described.scores.items()
+        for name, found in figures["modalities"].items()
+    ]
+    return [
+        "## Reading the modality from the image",
+        f"A classifier of the plain backbone's features decides from a confidence of "
+        f"{described.threshold:.0%} on and asks below it. Counted without DICOM's tags, which come "
+        "first where there are any; `none` are images of none of the modalities, about which it is "
+        "right to ask.",
+        _table(("split", "modality", "images", "right", "asked", "wrong"), rows),
+    ]
+
+
+def _commands(bundle: Bundle) -> list[str]:
+    lines = []
+    for name, _, score in scored(bundle):
+        words = [f"--data {folder}" for folder in score.get("data", [])]
+        words += [f"--leave-out {case}" for case in score.get("left_out", [])]
+        words += ["--baselines"] if score.get("models") else []
+        lines.append(f"esp-medsam evaluate {' '.join(words)} --modality {name}")
     return lines
 
 
@@ -137,7 +243,7 @@ def _run(run: Mapping[str, Any]) -> str:
     return f"- {', '.join(run['data'])}: {settings}. Finished {run['finished']} with {versions}."
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

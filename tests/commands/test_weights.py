@@ -32,6 +32,24 @@ def report(modality: str, labels: list[str]) -> dict[str, Any]:
         "dice": metric,
         "iou": metric,
         "hd95": metric | {"unit": "px"},
+        "silence": {"slices": 20, "marked": 1, "share": 0.05, "ci95": [0.01, 0.24]},
+        "beside": None,
+        "data": ["chest/test"],
+        "left_out": ["twin"],
+        "comparison": {
+            "device": "cpu",
+            "models": [
+                {
+                    "model": "U-Net",
+                    "prompt": "none",
+                    "parameters": 7_150_000,
+                    "slices_per_second": 3.0,
+                    "report": {},
+                    "dice": {"mean": 0.8, "std": 0.1, "ci95": [0.7, 0.9], "cases": 7},
+                    "difference": {"mean": -0.075, "std": 0.1, "ci95": [-0.1, -0.05], "cases": 7},
+                },
+            ],
+        },
         "per_case": [],
     }
 
@@ -48,12 +66,17 @@ def test_card_keeps_scores(bundle: Bundle, tmp_path: Path) -> None:
     file.write_text(json.dumps(report("xray_chest", labels)))
     assert run("weights", "card", "--bundle", tmp_path, "--report", file, "--split", "test") == 0
     scores = load_bundle(tmp_path).description.scores
-    assert scores["xray_chest"]["dice"]["mean"] == 0.875
-    assert scores["xray_chest"]["split"] == "test"
+    assert scores["xray_chest"]["test"]["dice"]["mean"] == 0.875
     card = (tmp_path / "README.md").read_text()
     row = "| xray_chest | test | 7 | 0.875 | 0.050 | 0.850 to 0.900 | 0.875 | 0.9 px |"
     assert row in card
-    assert "| xray_chest | left_lung | 0.875 |" in card
+    assert "| xray_chest | test | left_lung | 0.875 |" in card
+    assert "esp-medsam evaluate --data chest/test --leave-out twin --baselines" in card
+    assert "| xray_chest | test | slices of the volumes | 1 | 20 | 0.050 | 0.010 to 0.240 |" in card
+    row = (
+        "| xray_chest | test | U-Net | 0.800 | 0.700 to 0.900 | -0.075 | -0.100 to -0.050 | 7.2 M |"
+    )
+    assert row in card
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_all_models_share_one_segmenter(
         lambda *a, **b: made.append(b) or object(),
     )
     app = my_app(str(tmp_path / "app"), str(tmp_path / "studies"), {"preload": preload})
-    assert list(app._infers) == ["esp_medsam_ct_organs", "esp_medsam_spots"]
+    assert list(app._infers) == ["esp_medsam", "esp_medsam_ct_organs", "esp_medsam_spots"]
     assert len({id(task.segmenters) for task in app._infers.values()}) == 1
     assert len(made) == loads
 

@@ -1,4 +1,4 @@
-"""ESP-MedSAM: one model for each modality of the bundle, all on one backbone."""
+"""ESP-MedSAM: a model for each modality of the bundle, and one for all; on one backbone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 
-from esp_medsam_app.server.conf import AppConf, model_name
+from esp_medsam_app.server.auto_task import AutoInferTask
+from esp_medsam_app.server.conf import AUTO_MODEL, AppConf, model_name, model_names
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 from esp_medsam_app.weights import load_bundle
@@ -30,10 +31,12 @@ class EspMedSam(TaskConfig):
 
     def infer(self) -> dict[str, InferTask]:
         modalities = self.segmenters.bundle.modalities
-        return {
+        tasks: dict[str, InferTask] = {
             model_name(name): EspMedSamInferTask(modality, self.segmenters)
-            for name, modality in sorted(modalities.items())
+            for name, modality in modalities.items()
         }
+        tasks[AUTO_MODEL] = AutoInferTask(modalities.values(), self.segmenters)
+        return {name: tasks[name] for name in model_names(modalities)}
 
     def trainer(self) -> TrainTask | None:
         return None

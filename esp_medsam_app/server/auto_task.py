@@ -1,0 +1,99 @@
+"""The inference task that reads the modality from the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esp_medsam_app.data.dicom import series_tags
+from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.inference.modality_reader import AUTO
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.infer_task import EspMedSamInferTask
+from esp_medsam_app.server.shared_segmenter import SharedSegmenter
+
+_NIFTI = ".nii.gz"
+
+
+class AutoInferTask(EspMedSamInferTask):
+    """Prompt-free segmentation with the modality that the image is of.
+
+    Its labels are those of all modalities together, and their ids are the same whatever the image
+    shows. So viewers agree with the voxels: OHIF maps them by the ids of `/info`, and Slicer takes
+    the names of the answer in their order, as if they were numbered 1..N without gaps.
+
+    Args:
+        modalities: of the bundle.
+        segmenters: shared by the tasks of all modalities.
+    """
+
+    def __init__(self, modalities: Iterable[Modality], segmenters: SharedSegmenter) -> None:
+        self.modalities = {modality.name: modality for modality in modalities}
+        super().__init__(everything(self.modalities.values()), segmenters)
+
+    def segment(
+        self, segmenter: Segmenter, image: MedicalImage
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """The label map with the ids of all modalities together, and what was read.
+
+        Returns:
+            The answer gets `modality`, `modality_confidence` (probability), `modality_source`
+            (`dicom` or `classifier`) and `modality_labels` (name to voxel value of that modality).
+
+        Raises:
+            InputError: the modality cannot be told; names the likeliest.
+        """
+        reading = segmenter.read_modality(_with_tags(image))
+        first = next(iter(reading.candidates), next(iter(self.modalities)))
+        name = reading.decided(image, f"Run the model of its modality, such as {model_name(first)}")
+        labels = segmenter.segment(image, name)
+        own = self.modalities[name].labels
+        ids = np.zeros(256, np.uint8)
+        for label, value in own.items():
+            ids[value] = self.modality.labels[label]
+        return ids[labels], {
+            "modality": name,
+            "modality_confidence": round(reading.confidence, 4),
+            "modality_source": reading.source,
+            "modality_labels": {label: self.modality.labels[label] for label in own},
+        }
+
+
+def everything(modalities: Iterable[Modality]) -> Modality:
+    """A modality of all labels, each once, numbered by name."""
+    modalities = list(modalities)
+    names = sorted({label for modality in modalities for label in modality.labels})
+    return Modality(
+        name=AUTO,
+        title="Any of the modalities",
+        description="Reads from the image what it is and segments it: "
+        + "; ".join(modality.title for modality in modalities)
+        + ".",
+        dimension=3 if any(modality.dimension == 3 for modality in modalities) else 2,
+        labels={name: index for index, name in enumerate(names, start=1)},
+    )
+
+
+def _with_tags(image: MedicalImage) -> MedicalImage:
+    """The image with its series' tags, which MONAI Label's conversion to NIfTI lost.
+
+    What it fetches from a DICOMweb server lies in a folder beside the NIfTI file, of its name.
+    """
+    path = str(image.path or "")
+    folder = Path(path.removesuffix(_NIFTI))
+    if image.dicom_modality or not path.endswith(_NIFTI) or not folder.is_dir():
+        return image
+    tags = series_tags(folder)
+    return replace(
+        image,
+        dicom_modality=tags.modality,
+        dicom_body_part=tags.body_part,
+        dicom_description=tags.description,
+    )
