@@ -25,6 +25,7 @@ from PIL import Image
 from support.real_server import Served
 
 from esp_medsam_app.evaluation.metrics import score_mask
+from esp_medsam_app.server.auto_task import everything
 from esp_medsam_app.weights import load_bundle
 
 pytestmark = pytest.mark.e2e
@@ -72,9 +73,11 @@ def test_info_is_what_the_viewers_rely_on(client: MONAILabelClient) -> None:
     assert not info.get("config")
     assert isinstance(info["labels"], list)
     assert info["labels"] == sorted(info["labels"])
-    assert set(info["models"]) == {f"esp_medsam_{name}" for name in MODALITIES}
+    offered = {"esp_medsam": everything(MODALITIES.values())}
+    offered |= {f"esp_medsam_{name}": modality for name, modality in sorted(MODALITIES.items())}
+    assert list(info["models"]) == list(offered)
     for name, model in info["models"].items():
-        modality = MODALITIES[name.removeprefix("esp_medsam_")]
+        modality = offered[name]
         assert model["type"] == "segmentation"
         assert model["dimension"] == modality.dimension
         assert model["description"]
@@ -173,6 +176,36 @@ def test_an_uploaded_picture_gives_the_same(
 ) -> None:
     file, _ = client.infer(CHEST, "", {}, file=str(served.studies / "chest_phantom.png"))
     assert np.array_equal(voxels(file), voxels(segmented[CHEST]))
+
+
+def test_the_modality_is_read_from_the_image(
+    client: MONAILabelClient, samples: Path, tmp_path: Path
+) -> None:
+    """A real fundus photograph: no model named, the vessels of the right one in the answer."""
+    small = tmp_path / "small.png"
+    Image.open(samples / "studies" / "retina.jpg").resize((384, 384)).save(small)
+    file, answer = client.infer("esp_medsam", "", {}, file=str(small))
+    assert answer["modality"] == "fundus_vessels"
+    assert answer["modality_source"] == "classifier"
+    assert answer["modality_confidence"] > 0.5
+    union = everything(MODALITIES.values()).labels
+    assert answer["label_names"] == union
+    assert answer["modality_labels"] == {"vessel": union["vessel"]}
+    own, _ = client.infer("esp_medsam_fundus_vessels", "", {}, file=str(small))
+    expected = np.where(voxels(own) > 0, union["vessel"], 0)
+    assert expected.any()
+    assert np.array_equal(voxels(file), expected)
+
+
+def test_what_cannot_be_told_is_asked(client: MONAILabelClient, tmp_path: Path) -> None:
+    stripes = np.tile(np.arange(96, dtype=np.uint8) % 16 * 16, (96, 1))
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    status, text = refused(
+        lambda: client.infer("esp_medsam", "", {}, file=str(tmp_path / "stripes.png"))
+    )
+    assert status == 422
+    assert "likeliest: " in text
+    assert "Run the model of its modality" in text
 
 
 def test_ohif_gets_raw_voxels_of_the_labels_it_asked_for(

@@ -1,0 +1,34 @@
+# Sourced by the scripts beside it: which data the starter bundle is trained and scored on.
+# Expects `data`, the folder of <modality>/<data set>/<split>/{images,labels}.
+
+esp_medsam=${ESP_MEDSAM:-.venv/bin/esp-medsam}
+
+# mr_prostate is left out: the example of a new modality
+modalities=(
+  microscopy_nuclei fundus_vessels xray_chest ct_liver dermoscopy colonoscopy breast_ultrasound
+  mr_hippocampus mr_left_ventricle mr_left_atrium
+)
+
+# Folders of a modality and split that are there, all data sets: folders MODALITY SPLIT
+folders() {
+  local folder
+  for folder in "$data/$1"/*/"$2"; do
+    if [[ -d $folder/images ]]; then echo "$folder"; fi
+  done
+}
+
+# Cases whose twin or patient is in the training split, as `esp-medsam data check` and the names
+# tell: not scored. left_out MODALITY SPLIT
+left_out() {
+  case "$1 $2" in
+    "dermoscopy test") # the same picture as ISIC_0015124 of isic2017
+      echo ISIC_0000171 ;;
+    "fundus_vessels val") # the same eye as 22_A
+      echo 23_A ;;
+    "xray_chest val") # the patients of auntminnie-b and lancet-case2a
+      echo auntminnie-a-2020_01_28_23_51_6665_2020_01_28_Vietnam_coronavirus lancet-case2b ;;
+    "xray_chest test") # the patients of F4341CE7-..., gr1_lrg-a, nejmoa2001191_f1-PA, ...-day0, ...
+      echo E63574A7-4188-4C8D-8D17-9D67A18A1AFA gr1_lrg-b nejmoa2001191_f5-PA \
+        pneumococcal-pneumonia-day35 covid-19-pneumonia-rapidly-progressive-12-hours ;;
+  esac
+}
