@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import esp_medsam_app
@@ -75,3 +77,23 @@ def test_only_the_server_knows_monai_label() -> None:
         if any(name.split(".")[0] == "monailabel" for name in imports(path))
     }
     assert knowing == {"server"}
+
+
+def test_training_needs_no_hospital_software() -> None:
+    """A GPU host has torch, segment-anything and MONAI; DICOM and MONAI Label stay at home."""
+    program = """
+import sys
+for name in ("monailabel", "pydicom", "SimpleITK"):
+    sys.modules[name] = None  # an import of it fails
+import esp_medsam_app.cli
+import esp_medsam_app.commands.distill, esp_medsam_app.commands.train
+import esp_medsam_app.training.distillation, esp_medsam_app.training.trainer
+from esp_medsam_app.data.reading import read_image
+print(read_image(sys.argv[1]).voxels.shape)
+"""
+    picture = PACKAGE.parent / "sample_data"
+    picture = next(iter(sorted(picture.rglob("*.png"))))
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(picture)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

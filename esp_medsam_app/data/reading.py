@@ -1,4 +1,8 @@
-"""Reading images and label maps, whatever their format, with errors that say what is wrong."""
+"""Reading images and label maps, whatever their format, with errors that say what is wrong.
+
+pydicom and SimpleITK are imported where a file needs them: a GPU host that trains on pictures and
+NIfTI has neither.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from esp_medsam_app.data.dicom import is_series_folder, read_dicom
 from esp_medsam_app.data.formats import DICOM, ITK, NIFTI, PICTURES, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import Grid, MedicalImage
-from esp_medsam_app.data.itk import read_itk
 from esp_medsam_app.data.nifti import read_nifti
 from esp_medsam_app.data.pictures import read_picture
 from esp_medsam_app.errors import InputError
@@ -84,6 +86,8 @@ def is_readable_name(path: str | Path) -> bool:
     """
     path = Path(path)
     if path.is_dir():
+        from esp_medsam_app.data.dicom import is_series_folder
+
         return is_series_folder(path)
     return suffix_of(path) is not None or is_dicom_file(path)
 
@@ -113,7 +117,7 @@ def _read(path: Path, as_labels: bool) -> MedicalImage:
     if not path.exists():
         raise InputError("there is no such file or folder", path=path, remedy="Check the path")
     if path.is_dir():
-        return read_dicom(path)
+        return _read_dicom(path)
     if path.stat().st_size == 0:
         raise InputError("the file is empty", path=path, remedy="Export or copy it again")
     with path.open("rb"):
@@ -122,16 +126,24 @@ def _read(path: Path, as_labels: bool) -> MedicalImage:
     if suffix in NIFTI:
         return read_nifti(path)
     if suffix in ITK:
+        from esp_medsam_app.data.itk import read_itk
+
         return read_itk(path)
     if suffix in PICTURES:
         return read_picture(path, indices=as_labels)
     if suffix in DICOM or is_dicom_file(path):
-        return read_dicom(path)
+        return _read_dicom(path)
     raise InputError(
         "not a format that can be read",
         path=path,
         remedy="NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF, BMP, GIF and PPM can",
     )
+
+
+def _read_dicom(path: Path) -> MedicalImage:
+    from esp_medsam_app.data.dicom import read_dicom
+
+    return read_dicom(path)
 
 
 def _check(image: MedicalImage, path: Path) -> None:
