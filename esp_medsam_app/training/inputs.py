@@ -82,7 +82,10 @@ def placed(stored: Tensor, device: torch.device) -> Tensor:
 def features_of(
     network: EspMedSam, views: Mapping[str, TrainingViews], recipe: Recipe, place: Surroundings
 ) -> Stored:
-    """What enters the cached stage, of as many views of each modality as the run touches."""
+    """What enters the cached stage, of as many views of each modality as the run touches.
+
+    Controllers of earlier stages act as they are; a run with cached features does not train them.
+    """
     assert isinstance(network.encoder, TinyViT)
     encode_until = network.encoder.encode_until
     device = torch.device(place.device)
@@ -91,7 +94,9 @@ def features_of(
         tuple(views),
         _count(tuple(views), recipe),
         lambda name: views[name].__getitem__,
-        lambda images, _: encode_until(images.to(device), recipe.cached_stage),
+        lambda images, name: encode_until(
+            images.to(device), recipe.cached_stage, network.controller(name)
+        ),
         place,
     )
 

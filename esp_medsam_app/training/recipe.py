@@ -27,7 +27,7 @@ class Recipe(BaseModel):
         views: augmented views of each modality, which come again and again; none for fresh ones
             without end.
         cached_stage: encoder stage whose input is computed once for each view, 0 to 3 (0: the
-            image itself). Controllers of earlier stages stay neutral: 1 trains all of them, 2
+            image itself). Controllers of earlier stages stay as they are: 1 trains all of them, 2
             leaves out the two blocks of stage 1 and halves the work. Needs `views` above 0.
         absent: share of views that show nothing of the structure.
         decoder_steps: optimiser steps of the first phase.

@@ -10,10 +10,12 @@ import torch
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
+from esp_medsam_app.inference.device import autocast
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.esp_medsam import Design
 from esp_medsam_app.training import optimisation
+from esp_medsam_app.training.inputs import embed_from, features_of, make_views
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.record import claim_work
 from esp_medsam_app.training.starting import new_network
@@ -192,3 +194,24 @@ def test_a_damaged_checkpoint_is_told(run: Run, small_recipe: Recipe, tmp_path: 
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="checkpoint cannot be read"):
         run(tmp_path, small_recipe)
+
+
+def test_controllers_before_the_cached_stage_act_in_what_is_cached(
+    run: Run, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    """As of a bundle that was trained from stage 1 on and is trained further from stage 2 on."""
+    recipe = small_recipe.model_copy(update={"cached_stage": 2})
+    network = new_network(run.backbone, [run.disc])
+    controller = network.controller("disc")
+    assert controller is not None
+    torch.nn.init.normal_(controller.blocks[0].expert.fc2.weight)
+    place = Surroundings(tmp_path)
+    views = make_views({"disc": run.pairs}, [run.disc], recipe, run.backbone.input_size, place)
+    kept, _ = features_of(network, views, recipe, place)["disc"]
+    image = views["disc"][0][0].unsqueeze(0)
+    with torch.no_grad(), autocast(torch.device("cpu")):
+        resumed = embed_from(network, kept[:1], 2, "disc").float()
+        whole = network.embed(image, "disc").float()
+        plain = network.encoder(image).float()
+    assert torch.allclose(resumed, whole, atol=0.05, rtol=0.05)
+    assert not torch.allclose(plain, whole, atol=0.05, rtol=0.05)
