@@ -1,16 +1,37 @@
-"""`esp-medsam weights`: what a bundle holds, whether it is whole, its model card."""
+"""`esp-medsam weights`: what a bundle holds, whether it is whole, its model card, its versions."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from esp_medsam_app.commands.runtime import BundleOption, Screen
 from esp_medsam_app.errors import InputError
+
+if TYPE_CHECKING:
+    from esp_medsam_app.weights import Bundle
+    from esp_medsam_app.weights.versions import VersionStore
+
+_VERSIONS_HELP = "Versions that a server keeps: model/versions in its app's folder."
+VersionsOption = Annotated[
+    Path, typer.Option("--versions", metavar="DIR", help=_VERSIONS_HELP, show_default=False)
+]
+OptionalVersionsOption = Annotated[
+    Path | None, typer.Option("--versions", metavar="DIR", help=_VERSIONS_HELP)
+]
+OneModalityOption = Annotated[
+    str, typer.Option("--modality", "-m", metavar="NAME", help="Of a version.")
+]
+AnyModalityOption = Annotated[
+    str | None, typer.Option("--modality", "-m", metavar="NAME", help="This one alone.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -18,22 +39,66 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Look into bundles of weights.")
     app.add_typer(group, name="weights")
 
+    @group.command("list")
+    def list_versions(
+        versions: VersionsOption,
+        modality: AnyModalityOption = None,
+        bundle: BundleOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """List the versions of every modality: when, on how many cases, Dice, which one serves."""
+        from esp_medsam_app.weights.versions import overview
+
+        found = overview(_opened(versions, bundle), [modality] if modality else None)
+        if as_json:
+            Screen().say(json.dumps(found, indent=2))
+        else:
+            Screen().show(_versions_table(found, str(versions)))
+
     @group.command()
-    def show(bundle: BundleOption = None) -> None:
-        """List the modalities of a bundle with their labels and scores."""
+    def restore(
+        versions: VersionsOption,
+        modality: OneModalityOption,
+        number: Annotated[
+            int, typer.Option(min=0, metavar="N", help="The version; 0: the bundle's own.")
+        ],
+        bundle: BundleOption = None,
+    ) -> None:
+        """Let a version serve, from a running server's next request on."""
+        store = _opened(versions, bundle)
+        before = store.serving().get(modality, 0)
+        store.restore(modality, number, "restored on the command line")
+        Screen().say(f"{modality}: version {number} serves, {before} did")
+
+    @group.command()
+    def show(
+        bundle: BundleOption = None,
+        versions: OptionalVersionsOption = None,
+        modality: AnyModalityOption = None,
+        number: Annotated[
+            int | None,
+            typer.Option(min=0, metavar="N", help="Of a version; by default the one that serves."),
+        ] = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """List the modalities of a bundle with labels and scores; or tell all of one version."""
+        if versions is not None:
+            if modality is None:
+                raise InputError("--versions shows one version: --modality is needed too")
+            store = _opened(versions, bundle)
+            if number is None:
+                number = store.serving().get(modality, 0)
+            version = store.get(modality, number).model_dump(mode="json")
+            if as_json:
+                Screen().say(json.dumps(version, indent=2))
+            else:
+                Screen().show(_version_table(version))
+            return
+        if modality is not None or number is not None or as_json:
+            raise InputError("--modality, --number and --json go with --versions")
         from esp_medsam_app.weights import load_bundle
 
-        loaded = load_bundle(bundle)
-        table = Table(title=f"{loaded.description.name} ({loaded.path})")
-        for column in ("modality", "labels", "Dice (cases)"):
-            table.add_column(column)
-        for name, modality in loaded.modalities.items():
-            found = [
-                f"{split} {score['dice']['mean']:.3f} ({score['cases']})"
-                for split, score in loaded.description.scores.get(name, {}).items()
-            ]
-            table.add_row(name, ", ".join(modality.labels), ", ".join(found) or "-")
-        Screen().show(table)
+        _show_bundle(load_bundle(bundle))
 
     @group.command()
     def verify(bundle: BundleOption = None) -> None:
@@ -71,3 +136,106 @@ def register(app: typer.Typer) -> None:
         save_description(loaded)
         (loaded.path / CARD).write_text(render_card(loaded), encoding="utf-8")
         Screen().say(f"wrote {loaded.path / CARD}")
+
+
+def _show_bundle(loaded: Bundle) -> None:
+    table = Table(title=f"{loaded.description.name} ({loaded.path})")
+    for column in ("modality", "labels", "Dice (cases)"):
+        table.add_column(column)
+    for name, modality in loaded.modalities.items():
+        found = [
+            f"{split} {score['dice']['mean']:.3f} ({score['cases']})"
+            for split, score in loaded.description.scores.get(name, {}).items()
+        ]
+        table.add_row(name, ", ".join(modality.labels), ", ".join(found) or "-")
+    Screen().show(table)
+
+
+def _opened(versions: Path, bundle: Path | None) -> VersionStore:
+    """The versions of a bundle. Raises InputError where there is no such folder."""
+    from esp_medsam_app.weights import load_bundle
+    from esp_medsam_app.weights.versions import open_versions
+
+    if not versions.is_dir():
+        raise InputError(
+            "there is no such folder",
+            path=versions,
+            remedy="A server makes it at the first training: model/versions in its app's folder",
+        )
+    return open_versions(versions, load_bundle(bundle))
+
+
+def _versions_table(found: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title)
+    for column in ("modality", "version", "date (UTC)", "state", "cases", "Dice", "serves"):
+        table.add_column(
+            column,
+            justify="right" if column == "version" else "left",
+            no_wrap=column == "modality",
+        )
+    for entry in found:
+        for version in entry["versions"]:
+            table.add_row(
+                entry["modality"],
+                str(version["number"]),
+                _date(version),
+                version["state"].replace("_", " ") if version["number"] else "bundle",
+                _cases(version),
+                _dice(version),
+                "yes" if version["number"] == entry["serving"] else "",
+            )
+        if entry["serving"] is None:
+            table.add_row(entry["modality"], "-", "", "not trained", "", "", "")
+    return table
+
+
+def _version_table(version: Mapping[str, Any]) -> Table:
+    modality = version["modality"]
+    table = Table(title=f"{modality['name']}, version {version['number']}", show_header=False)
+    table.add_column()
+    # a SHA-256 is to be read whole
+    table.add_column(overflow="fold")
+    dice = version["dice"]
+    rows = {
+        "date (UTC)": _date(version),
+        "state": version["state"].replace("_", " "),
+        "reason": version["reason"],
+        "labels": ", ".join(modality["labels"]),
+        "trained from": "the backbone" if version["parent"] is None else str(version["parent"]),
+        "trained on": ", ".join(version["cases"]["train"]),
+        "Dice": _dice(version),
+        **{
+            f"  {case}": f"{_figure(dice['before'].get(case))} to {_figure(after)}"
+            for case, after in dice["after"].items()
+        },
+        "training": json.dumps(version["training"]) if version["training"] else "",
+        "SHA-256": version["sha256"],
+        "of backbone": version["shared"]["backbone"],
+        "of decoder": version["shared"]["decoder"],
+    }
+    for name, text in rows.items():
+        # file names are not markup
+        table.add_row(Text(name), Text(text or "-"))
+    return table
+
+
+def _date(version: Mapping[str, Any]) -> str:
+    return (version["created"] or "-")[:16].replace("T", " ")
+
+
+def _cases(version: Mapping[str, Any]) -> str:
+    if not version["number"]:
+        return "-"
+    cases = version["cases"]
+    return f"{len(cases['train'])} + {len(cases['validation'])}"
+
+
+def _dice(version: Mapping[str, Any]) -> str:
+    means = version["dice"]["means"]
+    if means["after"] is None:
+        return "-"
+    return f"{_figure(means['before'])} to {_figure(means['after'])}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -127,6 +127,21 @@ class EspMedSam(nn.Module):
         if self.design.controllers:
             del self.controllers[name]
 
+    def sharing(self) -> EspMedSam:
+        """Another network on the same modules, those of the modalities included.
+
+        Modalities that are added to it, replaced or removed leave this one as it is.
+        """
+        other = EspMedSam.__new__(EspMedSam)
+        nn.Module.__init__(other)
+        other.training = self.training
+        other.design = self.design
+        for name, module in self.named_children():
+            other.add_module(name, module)
+        other.controllers = nn.ModuleDict(dict(self.controllers.items())).train(self.training)
+        other.queries = nn.ModuleDict(dict(self.queries.items())).train(self.training)
+        return other
+
     def controller(self, modality: str) -> ModalityController | None:
         """The modality's controller; none where the design has none."""
         if not self.design.controllers:

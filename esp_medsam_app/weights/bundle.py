@@ -33,7 +33,7 @@ from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.esp_medsam import WHOLE, Design
 from esp_medsam_app.networks.modality_decoder import ModalityQueries
 from esp_medsam_app.weights.backbones import Backbone, get_backbone, load_encoder, own_backbone
-from esp_medsam_app.weights.compact import SCALE, compact
+from esp_medsam_app.weights.compact import SCALE, compact, restore
 from esp_medsam_app.weights.integrity import (
     check_sha256,
     load_strictly,
@@ -138,6 +138,19 @@ class Bundle:
         return self.modalities[name]
 
     @property
+    def told_apart(self) -> Mapping[str, Modality]:
+        """Modalities among which that of an image is read, by name."""
+        return self.modalities
+
+    def version(self, name: str) -> int:
+        """Which version of a modality's weights this is; 0: the bundle's own."""
+        return 0
+
+    def file(self, name: str) -> Path:
+        """Where a file of the description lies."""
+        return self.path / name
+
+    @property
     def backbone(self) -> Backbone:
         """The released backbone, or the one in the bundle.
 
@@ -170,7 +183,7 @@ class Bundle:
             )
         check_sha256(backbone.path(), backbone.sha256)
         for name, digest in self.description.files.items():
-            check_sha256(self.path / name, digest)
+            check_sha256(self.file(name), digest)
 
     def load_network(self, modalities: Iterable[str] | None = None) -> EspMedSam:
         """The network with these modalities (default: all) on the CPU, in evaluation mode.
@@ -201,7 +214,7 @@ class Bundle:
         load_strictly(_Owned(network, name), read_safetensors(path), path)
 
     def _checked(self, name: str) -> Path:
-        path = self.path / name
+        path = self.file(name)
         if name not in self.description.files:
             raise WeightsError(f"no SHA-256 is written down for {name}", path=self.path)
         check_sha256(path, self.description.files[name])
@@ -294,13 +307,12 @@ def save_bundle(
     folder = Path(path)
     (folder / "controllers").mkdir(parents=True, exist_ok=True)
     modalities = list(modalities)
-    contents = {DECODER: _Shared(network).state_dict()}
+    (folder / DECODER).write_bytes(save(_stored(_Shared(network).state_dict())))
+    files = [DECODER]
     for modality in modalities:
-        contents[controller_file(modality.name)] = _Owned(network, modality.name).state_dict()
-    for file, tensors in contents.items():
-        (folder / file).write_bytes(save(_stored(tensors)))
+        files.append(controller_file(modality.name))
+        save_modality(folder / files[-1], network, modality.name)
     reference = BackboneReference(name=backbone.name, sha256=backbone.sha256)
-    files = list(contents)
     if backbone.package is None:
         reference.stem_stride = backbone.stem_stride
         files.append(OWN_BACKBONE)
@@ -319,6 +331,20 @@ def save_bundle(
     bundle = Bundle(folder, description)
     save_description(bundle)
     return bundle
+
+
+def save_modality(path: Path, network: EspMedSam, name: str) -> None:
+    """Write what one modality of a network owns; `Bundle.load_modality` reads such files."""
+    path.write_bytes(save(_stored(_Owned(network, name).state_dict())))
+
+
+def round_modality(network: EspMedSam, name: str) -> None:
+    """Give what a modality owns the values that it would have when read from its file.
+
+    What is judged afterwards is what will be served.
+    """
+    owned = _Owned(network, name)
+    owned.load_state_dict(restore(_stored(owned.state_dict())))
 
 
 def save_encoder(folder: Path, encoder: nn.Module, like: Backbone, *, name: str) -> Backbone:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.version_stores import NEW, ONE, add_versions, changed, small_bundle
 
 from esp_medsam_app import cli
 from esp_medsam_app.weights import load_bundle
 from esp_medsam_app.weights.bundle import Bundle, BundleDescription, save_description
 from esp_medsam_app.weights.model_card import render_card
+from esp_medsam_app.weights.version_files import Cases, Dice
+from esp_medsam_app.weights.versions import VersionStore, open_versions
 
 
 @pytest.fixture
@@ -118,3 +121,124 @@ def test_starter_names_the_licence_of_its_data() -> None:
         for source in (source for data in runs if data for source in data["sources"]):
             assert source["folder"].endswith("/train")
             assert source["licence"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return small_bundle(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def store(small: Bundle, tmp_path: Path) -> VersionStore:
+    """Of `one`: 1 serves, 2 was kept back. Of `new`: 1 does not serve."""
+    store = open_versions(tmp_path / "versions", small)
+    network = changed(small.load_network(["one"]), ONE, 1)
+    dice = Dice(before={"c": 0.5, "[d]": 0.7}, after={"c": 0.75, "[d]": 0.8})
+    cases = Cases(train=("a", "b", "b2"), validation=("c", "[d]"))
+    store.path.parent.mkdir()
+    store.add(network, ONE, state="published", parent=0, reason="better", cases=cases, dice=dice)
+    store.add(network, ONE, state="kept_back", parent=None, reason="no rise")
+    add_versions(store, NEW, 1)
+    store.publish("one", 1)
+    return store
+
+
+@pytest.fixture
+def options(store: VersionStore) -> tuple[str | Path, ...]:
+    return ("--versions", store.path.parent, "--bundle", store.base.path)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a table that rich has drawn."""
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in text.splitlines()
+        if line.startswith("│")
+    ]
+
+
+def test_versions_are_listed(
+    options: tuple[str | Path, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("weights", "list", *options) == 0
+    found = [[*row[:2], *row[3:]] for row in rows(capsys.readouterr().out)]
+    assert found == [
+        ["new", "1", "published", "0 + 0", "-", ""],
+        ["new", "-", "not trained", "", "", ""],
+        ["one", "0", "bundle", "-", "-", ""],
+        ["one", "1", "published", "3 + 2", "0.600 to 0.775", "yes"],
+        ["one", "2", "kept back", "0 + 0", "-", ""],
+        ["two", "0", "bundle", "-", "-", "yes"],
+    ]
+
+
+def test_versions_are_listed_for_machines(
+    options: tuple[str | Path, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("weights", "list", *options, "--modality", "one", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["modality"], found["serving"]) == ("one", 1)
+    assert [version["number"] for version in found["versions"]] == [0, 1, 2]
+    assert found["versions"][1]["dice"]["before"] == {"c": 0.5, "[d]": 0.7}
+
+
+def test_a_version_is_shown(
+    options: tuple[str | Path, ...],
+    store: VersionStore,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run("weights", "show", *options, "--modality", "one") == 0
+    shown = dict(rows(capsys.readouterr().out))
+    assert shown["reason"] == "better"
+    assert shown["trained from"] == "0"
+    assert shown["trained on"] == "a, b, b2"
+    assert shown["c"] == "0.500 to 0.750"
+    assert shown["[d]"] == "0.700 to 0.800"
+    assert shown["SHA-256"] == store.get("one", 1).sha256
+    assert run("weights", "show", *options, "--modality", "one", "--number", 2, "--json") == 0
+    version = json.loads(capsys.readouterr().out)
+    assert (version["state"], version["reason"]) == ("kept_back", "no rise")
+
+
+def test_a_version_is_restored(
+    options: tuple[str | Path, ...], store: VersionStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("weights", "restore", *options, "--modality", "one", "--number", 0) == 0
+    assert "one: version 0 serves, 1 did" in capsys.readouterr().out
+    assert store.serving()["one"] == 0
+    assert store.history("one")[-1].reason == "restored on the command line"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "--modality", "knee"], "no modality 'knee'. Available: new, one, two"),
+        (["show", "--modality", "knee"], "no modality 'knee'"),
+        (["show"], "--modality is needed"),
+        (["show", "--modality", "one", "--number", "9"], "Available: 0, 1, 2"),
+        (["restore", "--modality", "one", "--number", "9"], "Available: 0, 1, 2"),
+        (["restore", "--modality", "one", "--number", "1"], "damaged"),
+    ],
+)
+def test_versions_that_there_are_not(
+    options: tuple[str | Path, ...],
+    store: VersionStore,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    (store.path / "one" / "1" / "weights.safetensors").write_bytes(b"x")
+    assert run("weights", *arguments, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("weights", "list", "--versions", tmp_path / "nowhere") == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert run("weights", "show", "--number", 3) == 2
+    assert "--versions" in capsys.readouterr().err
