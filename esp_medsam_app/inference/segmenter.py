@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 
@@ -12,11 +13,20 @@ from torch import Tensor
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError
+from esp_medsam_app.inference.assessment import (
+    MOST_SLICES,
+    Assessment,
+    BeforePass,
+    assess_slicewise,
+    nothing_found,
+)
 from esp_medsam_app.inference.device import autocast, choose_device
 from esp_medsam_app.inference.modality_reader import ModalityReading, looking, read_modality
 from esp_medsam_app.inference.slicewise import OnSlice, batch_size_for, segment_slicewise
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks import Segmentation
 from esp_medsam_app.networks.tiny_vit import TinyViT
-from esp_medsam_app.weights.bundle import Bundle
+from esp_medsam_app.weights.bundle import Bundle, controller_file
 from esp_medsam_app.weights.classifier_file import load_classifier
 from esp_medsam_app.weights.modality_classifier import ModalityClassifier
 
@@ -49,6 +59,32 @@ class Segmenter:
         self._classifier: ModalityClassifier | None = None
         self._turn = threading.Lock()
 
+    def with_bundle(self, bundle: Bundle) -> Segmenter:
+        """A segmenter of the same bundle with other versions of some modalities.
+
+        It loads what differs and shares all else with this one, turns on the device too. This one
+        stays as it is: what it is segmenting is not disturbed.
+
+        Args:
+            bundle: of the same backbone and decoder.
+
+        Raises:
+            WeightsError: a weight file is missing, damaged or does not fit.
+        """
+        other = copy.copy(self)
+        other.bundle = bundle
+        other._network = network = self._network.sharing()
+        for name in self.bundle.modalities:
+            if name not in bundle.modalities:
+                network.remove_modality(name)
+        before, after = self.bundle.description.files, bundle.description.files
+        for name in bundle.modalities:
+            file = controller_file(name)
+            if name not in network.modalities or before[file] != after[file]:
+                bundle.load_modality(network, name)
+        network.requires_grad_(False)
+        return other
+
     def segment(
         self, image: MedicalImage, modality: str, *, on_slice: OnSlice | None = None
     ) -> NDArray[np.uint8]:
@@ -78,6 +114,42 @@ class Segmenter:
             on_slice=on_slice,
         )
 
+    def assess(
+        self,
+        image: MedicalImage,
+        modality: str | Modality,
+        *,
+        most_slices: int = MOST_SLICES,
+        batch_size: int | None = None,
+        before_pass: BeforePass | None = None,
+    ) -> Assessment:
+        """How sure the network is of its masks of an image, and the image as a vector.
+
+        Args:
+            image: picture or volume.
+            modality: one of the bundle's, by name. Another one is not trained yet: it is sure of
+                everything, and the vector is the plain backbone's.
+            most_slices: of a volume with more, so many are looked at, evenly spread.
+            batch_size: tiles in one pass; the segmenter's by default.
+            before_pass: called before each pass, while the device is free for others. What it
+                raises ends the work.
+
+        Raises:
+            UnknownNameError, InputError, OutOfMemoryError: as `segment`.
+        """
+        if isinstance(modality, str):
+            modality = self.bundle.modality(modality)
+        return assess_slicewise(
+            image,
+            modality,
+            lambda tiles: self._look_through(tiles, modality),
+            tile=self.bundle.description.input_size,
+            device=self.device,
+            batch_size=batch_size or self.batch_size,
+            most_slices=most_slices,
+            before_pass=before_pass,
+        )
+
     def read_modality(self, image: MedicalImage) -> ModalityReading:
         """Which of the bundle's modalities an image is of, or the likeliest to choose from.
 
@@ -88,7 +160,7 @@ class Segmenter:
         try:
             return read_modality(
                 image,
-                self.bundle.modalities,
+                self.bundle.told_apart,
                 self.bundle.description.modality_classifier,
                 self._look,
             )
@@ -105,6 +177,10 @@ class Segmenter:
             assert self._classifier is not None
             assert isinstance(encoder, TinyViT)
             return looking(self._classifier, encoder)(image)
+
+    def version(self, modality: str) -> int:
+        """Which version of a modality's weights it segments with; 0: the bundle's own."""
+        return self.bundle.version(modality)
 
     def parameters(self, modality: str) -> int:
         """How many parameters segment a modality: the shared ones and its own.
@@ -132,3 +208,11 @@ class Segmenter:
     def _run(self, tiles: Tensor, modality: str) -> Tensor:
         with self._turn, torch.inference_mode(), autocast(self.device):
             return self._network(tiles.to(self.device), modality).mask_logits.float()
+
+    def _look_through(self, tiles: Tensor, modality: Modality) -> Segmentation:
+        with self._turn, torch.inference_mode(), autocast(self.device):
+            tiles = tiles.to(self.device)
+            if modality.name not in self.bundle.modalities:
+                return nothing_found(self._network.encoder(tiles), len(modality.labels))
+            segmentation: Segmentation = self._network(tiles, modality.name)
+            return segmentation

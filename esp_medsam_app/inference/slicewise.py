@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
@@ -59,8 +60,25 @@ def segment_slicewise(
             of fewer than 8 pixels.
         OutOfMemoryError: not even one tile at a time fits into memory.
     """
+    with naming_errors(image):
+        view = SliceView.of(image.grid)
+        slices = view.slices(image.voxels)
+        tiling = Tiling(slices.shape[1], slices.shape[2], tile, modality.tiles)
+        scale = IntensityScale.of(image.voxels, modality.intensity)
+        labels = np.zeros(slices.shape[:3], np.uint8)
+        passes = Passes(run, device, batch_size, image)
+        for index, logits in enumerate(by_slice(passes, slices, scale, tiling)):
+            labels[index] = decide(tiling.join(torch.stack(logits))).cpu().numpy()
+            if on_slice is not None:
+                on_slice(index + 1, len(slices))
+        return np.ascontiguousarray(view.restore(labels))
+
+
+@contextmanager
+def naming_errors(image: MedicalImage) -> Iterator[None]:
+    """Errors name the image's file, and say so when main memory is what lacks."""
     try:
-        return _segment(image, modality, _Passes(run, device, batch_size, image), tile, on_slice)
+        yield
     except InputError as error:
         if error.path is not None or image.path is None:
             raise
@@ -73,35 +91,29 @@ def segment_slicewise(
         ) from error
 
 
-def _segment(
-    image: MedicalImage, modality: Modality, passes: _Passes, tile: int, on_slice: OnSlice | None
-) -> NDArray[np.uint8]:
-    view = SliceView.of(image.grid)
-    slices = view.slices(image.voxels)
-    count, height, width = slices.shape[:3]
-    tiling = Tiling(height, width, tile, modality.tiles)
-    scale = IntensityScale.of(image.voxels, modality.intensity)
-    labels = np.zeros((count, height, width), np.uint8)
-    logits: list[Tensor] = []
+def by_slice(
+    passes: Passes, slices: NDArray[np.generic], scale: IntensityScale, tiling: Tiling
+) -> Iterator[list[Tensor]]:
+    """What the passes give for the tiles of each of the slices `[S, H, W(, 3)]` in turn."""
     tiles = (
         tiling.cut(canvas, origin)
         for canvas in _canvases(slices, scale, tiling)
         for origin in tiling.origins
     )
-    done = 0
-    for tile_logits in passes.over(tiles):
-        logits.append(tile_logits)
-        if len(logits) == len(tiling.origins):
-            labels[done] = decide(tiling.join(torch.stack(logits))).cpu().numpy()
-            logits.clear()
-            done += 1
-            if on_slice is not None:
-                on_slice(done, count)
-    return np.ascontiguousarray(view.restore(labels))
+    results = passes.over(tiles)
+    while of_slice := list(islice(results, len(tiling.origins))):
+        yield of_slice
 
 
-class _Passes:
-    """Passes over one image's tiles, as large as memory takes."""
+class Passes:
+    """Passes over one image's tiles, as large as memory takes.
+
+    Args:
+        run: from tiles `[B, 3, tile, tile]` to `[B, ...]`.
+        device: where it computes.
+        batch_size: tiles in one pass, at first.
+        image: for errors.
+    """
 
     def __init__(
         self, run: Run, device: torch.device, batch_size: int, image: MedicalImage
@@ -112,7 +124,7 @@ class _Passes:
         self.image = image
 
     def over(self, tiles: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Logits `[labels, tile, tile]` of each tile in turn."""
+        """What `run` gives for each tile in turn, such as logits `[labels, tile, tile]`."""
         while batch := list(islice(tiles, self.size)):
             start = 0
             while start < len(batch):
