@@ -14,7 +14,7 @@ An undefined distance is `None` and left out of means: no number stands for an i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,20 @@ def score_mask(
         reference_voxels=reference_voxels,
         predicted_voxels=predicted_voxels,
     )
+
+
+def mask_dice(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """Dice of two boolean masks of equal shape, as `score_mask` has it, without its distances.
+
+    Those take most of the time on volumes.
+    """
+    both = np.count_nonzero(reference) + np.count_nonzero(prediction)
+    return 2 * np.count_nonzero(reference & prediction) / both if both else 1.0
+
+
+def mean_dice(reference: np.ndarray, prediction: np.ndarray, labels: Iterable[int]) -> float:
+    """Mean over label values of the Dice of two label maps of equal shape."""
+    return float(np.mean([mask_dice(reference == v, prediction == v) for v in labels]))
 
 
 def score_labels(

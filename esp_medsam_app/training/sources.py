@@ -178,6 +178,12 @@ def compute_once(
         done = numbers.stop
         mark.write_text(str(done), encoding="utf-8")
         report(done, count)
+    return read_computed(path)
+
+
+def read_computed(path: Path) -> tuple[Tensor, Tensor]:
+    """What `compute_once` wrote into a folder, all of it."""
+    count = int((path / "done").read_text(encoding="utf-8"))
     features, truth = (_mapped(path, name, count, None) for name in ("features", "labels"))
     return features, truth
 

@@ -1,0 +1,1 @@
+"""From submitted labels to a better version of one modality."""
