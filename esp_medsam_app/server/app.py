@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import HTTPException
 from monailabel.config import Settings, settings
-from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import remove_file
 from monailabel.utils.sessions import Sessions
 
 from esp_medsam_app import __version__
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
+from esp_medsam_app.inference.modality_reader import AUTO
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.active_learning import ActiveLearning
 from esp_medsam_app.server.batch import BatchInfer
 from esp_medsam_app.server.conf import AppConf, select_models
 from esp_medsam_app.server.http_errors import as_http_error
+from esp_medsam_app.server.local_datastore import TAG, SafeDatastore
+from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
-from esp_medsam_app.server.strategies import RandomImage
+from esp_medsam_app.server.submitted_labels import SubmittedLabels
+from esp_medsam_app.server.uncertainty_scoring import UncertaintyScoring
+from esp_medsam_app.server.version_routes import add_version_routes
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
-
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +57,7 @@ class EspMedSamApp(MONAILabelApp):
     """
 
     families: ClassVar[Mapping[str, type[TaskConfig]]] = {}
+    _label_scoring: BackgroundScoring | None = None
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
         # MONAI Label downloads itkimage2segimage where it finds none; ours lies beside Python.
@@ -73,18 +80,56 @@ class EspMedSamApp(MONAILabelApp):
             logger.error("The app cannot start: %s", error)
             raise
 
-    def init_infers(self) -> dict[str, InferTask]:
-        tasks: dict[str, InferTask] = {}
+    @cached_property
+    def _configs(self) -> list[TaskConfig]:
+        """The families of models, with their weights found and their options read."""
+        configs = []
         for name, family in self.families.items():
             config = family()
             config.init(name, str(Path(self.app_dir) / "model"), self.conf, None)
-            tasks.update(config.infer())
+            configs.append(config)
+        return configs
+
+    def init_infers(self) -> dict[str, InferTask]:
+        tasks = {name: task for config in self._configs for name, task in config.infer().items()}
         chosen = select_models(AppConf.parse(self.conf).models, tasks)
         logger.info("Models: %s", ", ".join(chosen))
         return {name: tasks[name] for name in chosen}
 
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Those of the models that are served."""
+        tasks = {
+            name: task
+            for config in self._configs
+            for name, task in (config.trainer() or {}).items()
+        }
+        return {name: task for name, task in tasks.items() if name in self._infers}
+
+    @cached_property
+    def active_learning(self) -> ActiveLearning:
+        """What chooses the next image, and scores images for it."""
+        folder = Path(self.app_dir) / "model" / "active_learning"
+        return ActiveLearning(folder, self.studies, self._infers, self.datastore)
+
     def init_strategies(self) -> dict[str, Strategy]:
-        return {"random": RandomImage()}
+        return self.active_learning.strategies()
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        methods: dict[str, LabelScoring] = {"dice": DiceScore(), "sum": VoxelSum()}
+        self._label_scoring = BackgroundScoring(methods, self.datastore)
+        return {**methods, "uncertainty": UncertaintyScoring(lambda: self.active_learning.scores)}
+
+    def async_scoring(self, method: str | None, params: Mapping[str, Any] | None = None) -> Any:
+        """Start a scoring method as MONAI Label does; or, without one, score what has changed.
+
+        MONAI Label asks for the latter on starting, with each next sample and after training, and
+        would start a process for each method every time.
+        """
+        if method is not None:
+            return super().async_scoring(method, params)
+        if self._label_scoring is not None and self._server_mode:
+            self._label_scoring.wake()
+        return {}
 
     def init_batch_infer(self) -> BatchInferTask:
         return BatchInfer()
@@ -93,18 +138,13 @@ class EspMedSamApp(MONAILabelApp):
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
         try:
-            return LocalDatastore(
+            return SafeDatastore(
                 self.studies,
+                SubmittedLabels(self._modalities),
                 extensions=_patterns(),
                 auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
                 read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
             )
-        except ValueError as error:
-            raise InputError(
-                "datastore_v2.json is damaged",
-                path=self.studies,
-                remedy="Move it away; the server then makes a new one from the files there are",
-            ) from error
         except OSError as error:
             raise InputError(
                 f"the studies cannot be used ({error.strerror or error})",
@@ -119,9 +159,31 @@ class EspMedSamApp(MONAILabelApp):
             settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
         )
 
+    def on_init_complete(self) -> None:
+        """The server is about to answer: it gets our routes beside MONAI Label's."""
+        # it reads its settings when it is imported
+        from monailabel.app import app as endpoints
+
+        add_version_routes(endpoints)
+        super().on_init_complete()
+        if AppConf.parse(self.conf).background_scores:
+            self.active_learning.background.start()
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """A viewer has submitted a label."""
+        super().on_save_label(image_id, label_id)
+        self.active_learning.submitted(image_id)
+
     def info(self) -> dict[str, Any]:
-        """What viewers ask for on connecting; `labels` of all models in OHIF's order, by name."""
+        """What viewers ask for on connecting; `labels` of all models in OHIF's order, by name.
+
+        Slicer and OHIF show the first of the trainings: the latest.
+        """
         info = super().info()
+        trained = sorted(
+            info["train_stats"].items(), key=lambda item: item[1].get("start_ts", 0), reverse=True
+        )
+        info["train_stats"] = dict(trained)
         info["labels"] = sorted({name for task in self._infers.values() for name in task.labels})
         return dict(info)
 
@@ -149,9 +211,10 @@ class EspMedSamApp(MONAILabelApp):
             tag = _checked_tag(request.get("label_tag"))
             datastore = datastore or self.datastore()
             source = find_source(request.get("image"), datastore, self.sessions())
-            result = super().infer(
-                {**request, "image": str(source.path), "save_label": False}, datastore
-            )
+            with self.active_learning.background.request():
+                result = super().infer(
+                    {**request, "image": str(source.path), "save_label": False}, datastore
+                )
             result["tag"] = tag
             if request.get("save_label") and source.image_id:
                 result["label"] = _save(datastore, source, result, request["model"])
@@ -163,6 +226,30 @@ class EspMedSamApp(MONAILabelApp):
                 # MONAI Label removes it after an answer, but not after an error
                 remove_file(str(source.path))
             raise as_http_error(error, source) from error
+
+    def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Train a model on the submitted labels; see its train task.
+
+        In a process of its own, as MONAI Label starts it, what went wrong is the last line of the
+        log, which the training's status shows.
+
+        Raises:
+            HTTPException: in the server: 404 unknown model, 422 bad option or no label.
+            SystemExit: in a process of its own, after an error.
+        """
+        try:
+            model = request.get("model")
+            if model not in self._trainers:
+                raise UnknownNameError(
+                    f"there is no model {model!r} to train",
+                    remedy=f"Available: {', '.join(self._trainers)}",
+                )
+            return dict(super().train(request))
+        except EspMedSamError as error:
+            if self._server_mode:
+                raise as_http_error(error) from error
+            logger.error("The training failed: %s", error)
+            raise SystemExit(1) from error
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The image to show next: `id`, `path` and more; `{}` if all have labels.
@@ -179,6 +266,16 @@ class EspMedSamApp(MONAILabelApp):
                 )
             )
         return dict(super().next_sample(request))
+
+    def _modalities(self) -> dict[str, Modality]:
+        """The modality of each model, of those that are only trained yet too."""
+        tasks = {**self._trainers, **self._infers}
+        modalities = {name: getattr(task, "modality", None) for name, task in tasks.items()}
+        return {
+            name: modality
+            for name, modality in modalities.items()
+            if isinstance(modality, Modality) and modality.name != AUTO
+        }
 
     def _check_model(self, model: Any) -> None:
         if model not in self._infers:
@@ -199,7 +296,7 @@ def _checked_tag(tag: Any) -> str:
     """The tag under which a label is kept; the datastore takes it for a folder's name."""
     if tag is None or tag == "":
         return str(DefaultLabelTag.ORIGINAL.value)
-    if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+    if not isinstance(tag, str) or not TAG.fullmatch(tag):
         raise InputError(f"params.label_tag: {tag!r} cannot be a label's tag")
     return tag
 
@@ -207,7 +304,9 @@ def _checked_tag(tag: Any) -> str:
 def _save(datastore: Datastore, source: ImageSource, result: dict[str, Any], model: str) -> str:
     try:
         info = {"model": model, "params": result["params"]}
-        return str(datastore.save_label(source.image_id, result["file"], result["tag"], info))
+        safe = isinstance(datastore, SafeDatastore)
+        save = datastore.save_prediction if safe else datastore.save_label
+        return str(save(source.image_id, result["file"], result["tag"], info))
     except Exception:
         remove_file(result["file"])
         raise

@@ -16,7 +16,7 @@ from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
-from esp_medsam_app.server.infer_task import EspMedSamInferTask
+from esp_medsam_app.server.infer_task import EspMedSamInferTask, version_of
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
 _NIFTI = ".nii.gz"
@@ -45,7 +45,8 @@ class AutoInferTask(EspMedSamInferTask):
 
         Returns:
             The answer gets `modality`, `modality_confidence` (probability), `modality_source`
-            (`dicom` or `classifier`) and `modality_labels` (name to voxel value of that modality).
+            (`dicom` or `classifier`), `modality_labels` (name to voxel value of that modality) and
+            `version` (`modality` and `number` of the weights).
 
         Raises:
             InputError: the modality cannot be told; names the likeliest.
@@ -63,6 +64,7 @@ class AutoInferTask(EspMedSamInferTask):
             "modality_confidence": round(reading.confidence, 4),
             "modality_source": reading.source,
             "modality_labels": {label: self.modality.labels[label] for label in own},
+            "version": version_of(segmenter, name),
         }
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from esp_medsam_app.errors import InputError, UnknownNameError
+from esp_medsam_app.modalities import Modality, read_modality
 
 MODEL_PREFIX = "esp_medsam_"
 # the model that reads the modality from the image
 AUTO_MODEL = "esp_medsam"
+
+# what people call it
+_AUTO = "auto"
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,11 @@ class AppConf(BaseModel):
         bundle: folder of the weights; the starter bundle if empty.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device if not given.
+        modalities: folder of modalities that the bundle lacks, a YAML file each, as those of the
+            catalogue; none if empty.
+        versions: folder of the versions that were trained here; `model/versions` in the app's if
+            empty.
+        background_scores: whether images are assessed while no request runs, for active learning.
         log_level: of this package's own lines in the server's log, whatever MONAI Label's is.
     """
 
@@ -37,9 +46,12 @@ class AppConf(BaseModel):
     bundle: Path | None = None
     device: str = "auto"
     batch_size: int | None = Field(default=None, ge=1)
+    modalities: Path | None = None
+    versions: Path | None = None
+    background_scores: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = None
 
-    @field_validator("bundle", "batch_size", "log_level", mode="before")
+    @field_validator("bundle", "batch_size", "modalities", "versions", "log_level", mode="before")
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return value or None
@@ -71,10 +83,52 @@ def model_name(modality: str) -> str:
     return MODEL_PREFIX + modality
 
 
-def model_names(modalities: Iterable[str]) -> list[str]:
-    """All models of a bundle with these modalities; viewers offer the first one first."""
-    names = [model_name(name) for name in sorted(modalities)]
-    return [AUTO_MODEL, *names] if len(names) > 1 else names
+def model_names(modalities: Iterable[str], added: Iterable[str] = ()) -> list[str]:
+    """All models of a bundle with these modalities; viewers offer the first one first.
+
+    Args:
+        modalities: of the bundle: an image's is read among these.
+        added: further ones.
+    """
+    own = list(modalities)
+    names = [model_name(name) for name in sorted([*own, *added])]
+    return [AUTO_MODEL, *names] if len(own) > 1 else names
+
+
+def added_modalities(folder: Path | None, known: Container[str]) -> dict[str, Modality]:
+    """The modalities that an admin put beside those of the bundle, by name.
+
+    Args:
+        folder: of their YAML files; none: there are none.
+        known: names of the bundle's modalities.
+
+    Raises:
+        InputError: no such folder, or a file in it that cannot be used; says why.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise InputError("--conf modalities: there is no such folder", path=folder)
+    added = {}
+    for path in sorted(folder.glob("*.yaml")):
+        modality = read_modality(path)
+        if modality.name != path.stem:
+            raise InputError(
+                f"its name is {modality.name}, not that of the file",
+                path=path,
+                remedy="Leave the name out: the file's counts",
+            )
+        if modality.name in known or modality.name == _AUTO:
+            raise InputError(
+                f"the weights have a modality {modality.name} already"
+                if modality.name in known
+                else f"{_AUTO} is no name for a modality: it stands for reading it from the image",
+                path=path,
+                remedy="Give the file another name",
+            )
+        added[modality.name] = modality
+    logger.info("Modalities of %s: %s", folder, ", ".join(added) or "none (*.yaml)")
+    return added
 
 
 def select_models(wanted: str, available: Iterable[str]) -> list[str]:
@@ -89,7 +143,7 @@ def select_models(wanted: str, available: Iterable[str]) -> list[str]:
         return available
     known = {short: name for name in available for short in (name, name.removeprefix(MODEL_PREFIX))}
     if AUTO_MODEL in known:
-        known.setdefault("auto", AUTO_MODEL)
+        known.setdefault(_AUTO, AUTO_MODEL)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         problem = f"there is no model {', '.join(map(repr, unknown))}" if unknown else "no model"

@@ -22,6 +22,7 @@ from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
@@ -50,7 +51,7 @@ class EspMedSamInferTask(InferTask):
         self.segmenters = segmenters
 
     def is_valid(self) -> bool:
-        """Always: a task exists only for a modality of the bundle."""
+        """Always: viewers are to offer a modality that is not trained yet as well."""
         return True
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -59,7 +60,8 @@ class EspMedSamInferTask(InferTask):
         Returns:
             The label map's file, which the caller removes, on the image's grid, also where nothing
             was found; and what viewers read: `label_names` (name to voxel value, all labels of the
-            model, found or not), `latencies` (seconds), `centroids` (none).
+            model, found or not), `latencies` (seconds), `centroids` (none), `version` (`modality`
+            and `number` of the weights; 0: the bundle's own).
 
         Raises:
             EspMedSamError: bad options, an image that cannot be used, no weights, no memory.
@@ -105,7 +107,41 @@ class EspMedSamInferTask(InferTask):
         self, segmenter: Segmenter, image: MedicalImage
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """The label map, and what to add to the answer."""
-        return segmenter.segment(image, self.modality.name), {}
+        name = self.modality.name
+        return segmenter.segment(image, name), {"version": version_of(segmenter, name)}
+
+
+class AddedInferTask(EspMedSamInferTask):
+    """The task of a modality that the bundle lacks: it segments from its first training on."""
+
+    def info(self) -> dict[str, Any]:
+        """What viewers read; the description tells whether there is something to run yet."""
+        info = dict(super().info())
+        store = self.segmenters.versions
+        if store is not None and not store.serving().get(self.modality.name):
+            info["description"] += " Not trained yet."
+        return info
+
+    def segment(
+        self, segmenter: Segmenter, image: MedicalImage
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """The label map, and what to add to the answer.
+
+        Raises:
+            InputError: the modality was not trained yet, or for other labels.
+        """
+        if self.modality.name not in segmenter.bundle.modalities:
+            model = model_name(self.modality.name)
+            raise InputError(
+                f"{model} is not trained yet",
+                remedy=f"Submit labels of {', '.join(self.modality.labels)} and train {model}",
+            )
+        return super().segment(segmenter, image)
+
+
+def version_of(segmenter: Segmenter, modality: str) -> dict[str, Any]:
+    """Which weights make the mask, for the answer; 0: the bundle's own."""
+    return {"modality": modality, "number": segmenter.version(modality)}
 
 
 def _write(labels: NDArray[Any], grid: Grid, suffix: str, compress: bool) -> Path:

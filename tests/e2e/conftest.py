@@ -43,7 +43,8 @@ def served(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             app,
             str(folder / "studies"),
             port=0,
-            conf={"device": "cpu"},
+            # requests are measured: nothing else shall run
+            conf={"device": "cpu", "background_scores": "false"},
             environment=environment,
             output=output.fileno(),
         )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from monailabel.config import settings
 from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
+from support.bundles import bundle_of
 from support.fake_server import ORGANS, SPOTS
 
 from esp_medsam_app.errors import WeightsError
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.launch import app_folder
 
-BUNDLE = SimpleNamespace(modalities={m.name: m for m in (SPOTS, ORGANS)}, path=Path("bundle"))
+BUNDLE = bundle_of(SPOTS, ORGANS)
 
 
 @pytest.fixture

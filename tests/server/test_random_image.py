@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from esp_medsam_app.active_learning.leases import Leases
 from esp_medsam_app.server.strategies import RandomImage
 
 
@@ -22,16 +26,28 @@ class Images:
         return {"strategy": {"random": {"ts": ts}}} if ts else {}
 
 
-def test_nothing_left() -> None:
-    assert RandomImage()({"strategy": "random"}, Images({})) is None
+@pytest.fixture
+def random_image(tmp_path: Path) -> RandomImage:
+    return RandomImage(Leases(tmp_path / "leases.sqlite3"))
 
 
-def test_a_single_image_just_shown() -> None:
+def test_nothing_left(random_image: RandomImage) -> None:
+    assert random_image({"strategy": "random"}, Images({})) is None
+
+
+def test_a_single_image_just_shown(random_image: RandomImage) -> None:
     shown = Images({"a": time.time() + 5})
-    assert RandomImage()({"strategy": "random"}, shown) == {"id": "a"}
+    for _ in range(2):
+        assert random_image({"strategy": "random"}, shown) == {"id": "a"}
 
 
-def test_what_was_not_shown_comes_first() -> None:
+def test_what_was_not_shown_comes_first(random_image: RandomImage) -> None:
     shown = Images({"just_now": time.time(), "never": 0})
-    picked = [RandomImage()({"strategy": "random"}, shown)["id"] for _ in range(200)]
-    assert picked.count("never") > 190
+    orders = [random_image.order(["just_now", "never"], {}, shown) for _ in range(200)]
+    assert sum(order[0] == "never" for order in orders) > 190
+
+
+def test_any_order_comes_up(random_image: RandomImage) -> None:
+    shown = Images(dict.fromkeys("abc", 0))
+    orders = {tuple(random_image.order(list("abc"), {}, shown)) for _ in range(200)}
+    assert len(orders) == 6

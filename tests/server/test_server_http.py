@@ -58,8 +58,9 @@ def test_info(client: TestClient) -> None:
     assert info["version"] == __version__
     assert list(info["models"]) == ["esp_medsam_ct_organs", "esp_medsam_spots"]
     assert info["models"]["esp_medsam_spots"]["dimension"] == 2
-    assert info["trainers"] == info["train_stats"] == info["scoring"] == {}
-    assert list(info["strategies"]) == ["random"]
+    assert info["trainers"] == info["train_stats"] == {}
+    assert list(info["scoring"]) == ["dice", "sum", "uncertainty"]
+    assert list(info["strategies"]) == ["random", "first", "uncertainty", "diversity", "hybrid"]
     assert info["datastore"]["total"] == 2
 
 
@@ -239,10 +240,12 @@ def test_models_are_chosen(make_app: Callable[..., EspMedSamApp]) -> None:
         make_app(models="knee")
 
 
-def test_a_damaged_datastore_is_told(make_app: Callable[..., EspMedSamApp], studies: Path) -> None:
+def test_a_damaged_datastore_does_not_stop_the_server(
+    make_app: Callable[..., EspMedSamApp], studies: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (studies / "datastore_v2.json").write_text('{"name": ')
-    with pytest.raises(InputError, match=r"datastore_v2\.json"):
-        make_app()
+    assert make_app().datastore().list_images() == ["case", "photo"]
+    assert "datastore_v2.json is damaged" in caplog.text
 
 
 def test_many_kinds_of_images_are_offered(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from support.bundles import bundle_of
 
 from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.inference.assessment import Assessment
 from esp_medsam_app.modalities import Modality
 
 ORGANS = Modality(
@@ -26,6 +29,9 @@ class FakeSegmenters:
         self.devices: list[str] = []
         self.calls = 0
         self.error: BaseException | None = None
+        self.assessed: list[str] = []
+        self.bundle = bundle_of(ORGANS, SPOTS)
+        self.versions = None
 
     def get(self, device: str = "auto") -> FakeSegmenters:
         self.devices.append(device)
@@ -37,6 +43,20 @@ class FakeSegmenters:
             raise self.error
         grey = image.voxels[..., 0] if image.is_rgb else image.voxels
         return np.where(grey % 100 == 0, grey // 100, 0).astype(np.uint8)
+
+    def assess(
+        self, image: MedicalImage, modality: Modality, *, before_pass: Callable[[], None], **_: Any
+    ) -> Assessment:
+        """The brighter, the less certain; the embedding is the brightness too."""
+        before_pass()
+        self.assessed.append(str(image.path))
+        if self.error is not None:
+            raise self.error
+        grey = float(image.voxels.mean()) / 255
+        return Assessment(grey, grey, grey, np.array([grey, 0], np.float32), 1)
+
+    def version(self, modality: str) -> int:
+        return 3
 
 
 def detail(response: Any) -> str:

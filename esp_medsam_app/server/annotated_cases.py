@@ -1,0 +1,114 @@
+"""Which of a datastore's labels a modality learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+
+from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.data.reading import read_label_map
+from esp_medsam_app.data.writing import write_label_map
+from esp_medsam_app.errors import InputError
+from esp_medsam_app.evaluation.pairs import CasePair, read_pair
+from esp_medsam_app.evaluation.splits import patient_of
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.submitted_labels import match_name, renumber, stored_names
+from esp_medsam_app.weights.integrity import sha256_of
+
+FINAL = str(DefaultLabelTag.FINAL.value)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnnotatedCase:
+    """An image with a finished label.
+
+    Attributes:
+        pair: image and label map; its name is the image's id.
+        keys: what the split ledger knows it by: patient, content of the image.
+        names: of the label map's values, where they are not the modality's own.
+    """
+
+    pair: CasePair
+    keys: tuple[str, ...]
+    names: Mapping[int, str] | None = None
+
+
+def annotated_cases(
+    datastore: Datastore, modality: Modality, models: Collection[str]
+) -> list[AnnotatedCase]:
+    """The finished labels that are of this modality, by image id.
+
+    A label belongs to the model that it was submitted with. Without a model, the names in its
+    `label_info` decide, and without those it is taken for the modality that is trained.
+
+    Args:
+        datastore: MONAI Label's.
+        modality: what is trained.
+        models: names of all models of single modalities.
+    """
+    own = model_name(modality.name)
+    found = []
+    for image_id in sorted(datastore.get_labeled_images()):
+        info = datastore.get_label_info(image_id, FINAL)
+        names = stored_names(info)
+        matched = {value: match_name(name, modality.labels) for value, name in names.items()}
+        if info.get("model") in models:
+            if info["model"] != own:
+                continue
+        elif None in matched.values():
+            continue
+        image = Path(datastore.get_image_uri(image_id))
+        pair = CasePair(image_id, image, Path(datastore.get_label_uri(image_id, FINAL)))
+        same = all(name and modality.labels[name] == value for value, name in matched.items())
+        found.append(AnnotatedCase(pair, _keys(image_id, image), None if same else names))
+    return found
+
+
+def readable_cases(
+    cases: Sequence[AnnotatedCase], modality: Modality, folder: Path
+) -> list[AnnotatedCase]:
+    """The cases that can be trained on; the log says of the others what is wrong with them.
+
+    Args:
+        cases: of the modality.
+        modality: its labels.
+        folder: for label maps that are renumbered.
+    """
+    fit = []
+    for case in cases:
+        try:
+            pair = case.pair if case.names is None else _renumbered(case, modality, folder)
+            read_pair(pair, modality)
+        except InputError as error:
+            logger.warning("Left out of the training: %s", error)
+            continue
+        fit.append(AnnotatedCase(pair, case.keys))
+    return fit
+
+
+def _renumbered(case: AnnotatedCase, modality: Modality, folder: Path) -> CasePair:
+    assert case.names is not None
+    given: MedicalImage = read_label_map(case.pair.label)
+    file = folder / f"{hashlib.sha256(case.pair.name.encode()).hexdigest()[:16]}.nii.gz"
+    folder.mkdir(parents=True, exist_ok=True)
+    voxels = renumber(given.voxels, case.names, modality.labels)
+    return CasePair(case.pair.name, case.pair.image, write_label_map(file, voxels, given.grid))
+
+
+def _keys(image_id: str, image: Path) -> tuple[str, ...]:
+    try:
+        files = sorted(p for p in image.iterdir() if p.is_file()) if image.is_dir() else [image]
+        sums = "".join(sha256_of(file) for file in files)
+        content = f"image:{hashlib.sha256(sums.encode()).hexdigest()}"
+    except OSError:  # reading the case tells
+        content = f"id:{image_id}"
+    patient = patient_of(image)
+    return (content,) if patient is None else (content, f"patient:{patient}")

@@ -1,0 +1,479 @@
+"""The datastore in a folder, which loses no label."""
+
+from __future__ import annotations
+
+import copy
+import filecmp
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import (
+    DataModel,
+    ImageLabelModel,
+    LocalDatastore,
+    LocalDatastoreModel,
+)
+
+from esp_medsam_app.data.formats import is_dicom_file, suffix_of
+from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
+from esp_medsam_app.server.datastore_file import Change, DatastoreFile
+from esp_medsam_app.server.http_errors import as_http_error
+from esp_medsam_app.server.sources import ImageSource
+
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+HISTORY = "label_versions"
+# marks a label as the model's own, which can be computed again
+PREDICTED = "predicted"
+
+# beside the versions: the info of a label whose image is gone
+_GONE = "gone.json"
+# with a suffix, and what `written_whole` puts in front, still a file name
+_LONGEST_NAME = 180
+
+Prepare = Callable[
+    [Path, Path, Mapping[str, Any]], AbstractContextManager[tuple[Path, dict[str, Any]]]
+]
+
+logger = logging.getLogger(__name__)
+
+
+class SafeDatastore(LocalDatastore):
+    """MONAI Label's own datastore, with every change a transaction; see `DatastoreFile`.
+
+    The folder looks as MONAI Label leaves it. Beside that there is `label_versions/`: whenever a
+    label is submitted again or removed, the one before is kept there as `<tag>/<image>/<number>`
+    with its info in JSON, all of them and for ever, unless the image itself is removed. They are
+    no `version_N` tags, since MONAI Label's reviewer takes the highest of those for the latest.
+    Predictions that were saved on this server are replaced without that.
+
+    Errors are HTTPExceptions (404 unknown, 422 refused, 500 the disk), since MONAI Label's
+    endpoints pass them on as they are and make a bare 500 of anything else.
+
+    Args:
+        datastore_path: folder of the images; made if it is not there.
+        prepare: turns a submitted label map, its image and its info into those to be kept, for
+            the time of a `with` block; raises InputError for what it refuses.
+        images_dir: of the images, relative to the folder.
+        labels_dir: of the labels, likewise.
+        datastore_config: name of MONAI Label's file.
+        extensions: patterns of the files that are images.
+        auto_reload: whether to watch the folder.
+        read_only: leave the folder as it is when starting.
+
+    Raises:
+        OSError: the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        datastore_path: str,
+        prepare: Prepare | None = None,
+        images_dir: str = ".",
+        labels_dir: str = "labels",
+        datastore_config: str = "datastore_v2.json",
+        extensions: Sequence[str] = ("*.nii.gz", "*.nii"),
+        auto_reload: bool = False,
+        read_only: bool = False,
+    ) -> None:
+        self._folder = Path(datastore_path)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._prepare: Prepare = prepare or (lambda file, _, info: nullcontext((file, dict(info))))
+        self._file = DatastoreFile(
+            self._folder / datastore_config,
+            LocalDatastoreModel(
+                name="new-dataset",
+                description="New Dataset",
+                images_dir=images_dir,
+                labels_dir=labels_dir,
+                base_path=datastore_path,
+            ),
+            read_only=read_only,
+            complete=self._follow_files,
+        )
+        super().__init__(
+            datastore_path,
+            images_dir,
+            labels_dir,
+            datastore_config,
+            extensions,
+            auto_reload=auto_reload,
+            read_only=read_only,
+        )
+        if auto_reload:
+            # what is moved here is there all at once, as rsync does it
+            self._handler.on_moved = self._on_any_event
+
+    # --- reading: everything of the base class goes through here --------------------------------
+
+    @property
+    def _datastore(self) -> LocalDatastoreModel:
+        return self._file.read()
+
+    @_datastore.setter
+    def _datastore(self, model: LocalDatastoreModel) -> None:
+        """The base class begins with an empty model; `_file` has its own."""
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        self._file.read()
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        """Name and suffix of a file. The suffix stands at the end and nowhere else."""
+        endings = [pattern.replace("*", "") for pattern in self._extensions]
+        known = [end for end in endings if end and file.lower().endswith(end.lower())]
+        length = len(max(known, key=len) if known else suffix_of(file) or Path(file).suffix)
+        return file[: len(file) - length], file[len(file) - length :]
+
+    def label_versions(self, label_id: str, label_tag: str) -> list[Path]:
+        """The files of labels that were replaced or removed, oldest first."""
+        folder = self._history(checked_name(label_id), checked_tag(label_tag))
+        return sorted(path for path in folder.glob("[0-9]*") if path.suffix != ".json")
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """A label's info, to be altered at will; empty if there is no such label."""
+        return copy.deepcopy(dict(super().get_label_info(label_id, label_tag)))
+
+    # --- changes --------------------------------------------------------------------------------
+
+    def set_name(self, name: str) -> None:
+        """Name the dataset."""
+        with _told(), self._file.transaction() as change:
+            change.model.name = name
+
+    def set_description(self, description: str) -> None:
+        """Describe the dataset."""
+        with _told(), self._file.transaction() as change:
+            change.model.description = description
+
+    def add_image(self, image_id: str, image_filename: str, image_info: Mapping[str, Any]) -> str:
+        """Take a copy of an image; one of the same id gives way, its labels and infos stay.
+
+        Raises:
+            HTTPException: 422 for an id that is no file name, or a file that is no image.
+        """
+        with _told():
+            source = Path(image_filename)
+            stem, suffix = self._image_suffix(source)
+            image_id = checked_name(image_id or stem)
+            info = _plain(image_info)
+            with self._file.transaction() as change:
+                model = change.model
+                target = _image_file(model, image_id, suffix)
+                before = model.objects.get(image_id)
+                entry = before or ImageLabelModel(image=DataModel())
+                if before is not None:
+                    logger.info("Image %r again; labels stay: %s", image_id, list(before.labels))
+                    if before.image.ext != suffix:
+                        change.removed.append(_image_file(model, image_id, before.image.ext))
+                entry.image.ext = suffix
+                entry.image.info.update(info, ts=int(time.time()), name=target.name)
+                model.objects[image_id] = entry
+                change.files.append((target, source))
+            return image_id
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image with all its labels, those that were replaced too.
+
+        Raises:
+            HTTPException: 404 unknown image.
+        """
+        with _told(), self._file.transaction() as change:
+            entry = _entry(change.model, image_id)
+            for tag, label in entry.labels.items():
+                change.removed.append(_label_file(change.model, image_id, tag, label.ext))
+            for folder in self._histories():
+                change.removed.append(folder / image_id)
+            change.removed.append(_image_file(change.model, image_id, entry.image.ext))
+            del change.model.objects[image_id]
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: Mapping[str, Any]
+    ) -> str:
+        """Keep a copy of a label that somebody submits; the one before becomes a version.
+
+        Raises:
+            HTTPException: 404 unknown image; 422 for what `prepare` refuses and a tag that is no
+                folder's name. The label before is then still there.
+        """
+        file = Path(label_filename)
+        with _told(ImageSource(file, "", "the submitted label map")):
+            tag = checked_tag(label_tag)
+            entry = _entry(self._datastore, image_id)
+            image = _image_file(self._datastore, image_id, entry.image.ext)
+            info = _plain(label_info)
+            info.pop(PREDICTED, None)
+            with self._prepare(file, image, info) as (prepared, info):
+                self._keep_label(image_id, tag, prepared, info)
+        return image_id
+
+    def save_prediction(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: Mapping[str, Any]
+    ) -> str:
+        """Keep a copy of a label map that a model of this server drew, as it is.
+
+        Raises:
+            HTTPException: 404 unknown image; 422 for a tag that is no folder's name.
+        """
+        with _told():
+            info = {**_plain(label_info), PREDICTED: True}
+            self._keep_label(image_id, checked_tag(label_tag), Path(label_filename), info)
+        return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Take a label away; it becomes a version.
+
+        Raises:
+            HTTPException: 404 unknown label.
+        """
+        with _told(), self._file.transaction() as change:
+            tag = _text(label_tag)
+            label = _label(change.model, label_id, tag)
+            self._to_history(change, label_id, tag, label)
+            change.removed.append(_label_file(change.model, label_id, tag, label.ext))
+            del change.model.objects[label_id].labels[tag]
+
+    def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """Add to an image's info, or alter it.
+
+        Raises:
+            HTTPException: 404 unknown image.
+        """
+        with _told():
+            plain = _plain(info)
+            with self._file.transaction() as change:
+                _entry(change.model, image_id).image.info.update(plain)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: Mapping[str, Any]) -> None:
+        """Add to a label's info, or alter it.
+
+        Raises:
+            HTTPException: 404 unknown label.
+        """
+        with _told():
+            plain = _plain(info)
+            with self._file.transaction() as change:
+                _label(change.model, label_id, _text(label_tag)).info.update(plain)
+
+    def _keep_label(self, image_id: str, tag: str, source: Path, info: dict[str, Any]) -> None:
+        suffix = self._to_id(source.name)[1]
+        if not suffix:
+            raise InputError("the file's name does not tell its format", path=source)
+        with self._file.transaction() as change:
+            entry = _entry(change.model, image_id)
+            target = _label_file(change.model, image_id, tag, suffix)
+            before = entry.labels.get(tag)
+            info = {**info, "ts": int(time.time()), "name": target.name}
+            if before is not None:
+                file = _label_file(change.model, image_id, tag, before.ext)
+                same_names = before.info.get("label_info") == info.get("label_info")
+                if not (same_names and file.is_file() and filecmp.cmp(file, source, shallow=False)):
+                    self._to_history(change, image_id, tag, before)
+                if before.ext != suffix:
+                    change.removed.append(file)
+            entry.labels[tag] = DataModel(ext=suffix, info=info)
+            change.files.append((target, source))
+        logger.info("Kept label %r of image %r (%s)", tag, image_id, suffix)
+
+    def _to_history(self, change: Change, image_id: str, tag: str, label: DataModel) -> None:
+        file = _label_file(change.model, image_id, tag, label.ext)
+        if label.info.get(PREDICTED) or not file.is_file():
+            return
+        folder = self._history(image_id, tag)
+        numbers = [int(p.stem) for p in folder.glob("[0-9]*.json")]
+        name = f"{max(numbers, default=0) + 1:06d}"
+        info = json.dumps(label.info, indent=2).encode()
+        change.history += [(folder / f"{name}{label.ext}", file), (folder / f"{name}.json", info)]
+
+    def _history(self, image_id: str, tag: str) -> Path:
+        return self._folder / HISTORY / tag / image_id
+
+    def _histories(self) -> list[Path]:
+        folder = self._folder / HISTORY
+        return [tag for tag in folder.iterdir() if tag.is_dir()] if folder.is_dir() else []
+
+    def _image_suffix(self, source: Path) -> tuple[str, str]:
+        stem, suffix = self._to_id(source.name)
+        if any(suffix.lower() == pattern.replace("*", "").lower() for pattern in self._extensions):
+            return stem, suffix
+        if suffix_of(source) is not None:
+            return stem, suffix
+        if is_dicom_file(source):
+            return source.name, ".dcm"
+        raise InputError(
+            "the file's name does not end as an image's",
+            remedy="NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG and TIFF can be read",
+        )
+
+    # --- what comes into the folder by other ways ------------------------------------------------
+
+    def _reconcile_datastore(self) -> None:
+        with self._file.transaction() as change:
+            change.history += self._follow_files(change.model)
+
+    def _follow_files(self, model: LocalDatastoreModel) -> list[tuple[Path, Path | bytes]]:
+        """Make a model agree with the files there are.
+
+        Returns:
+            What to write down of labels whose image is gone: it may be back in a moment, as when
+            somebody replaces it by hand, and the label shall then have its info.
+        """
+        remembered: list[tuple[Path, Path | bytes]] = []
+        for image_id, entry in list(model.objects.items()):
+            if not _image_file(model, image_id, entry.image.ext).exists():
+                logger.info("Image %r is not there any more", image_id)
+                for tag, label in entry.labels.items():
+                    stamp = _stamp(_label_file(model, image_id, tag, label.ext))
+                    content = json.dumps({"file": stamp, "info": label.info}, indent=2).encode()
+                    remembered.append((self._history(image_id, tag) / _GONE, content))
+                del model.objects[image_id]
+        for image_id, suffix, file in self._files(Path(model.image_path())):
+            if image_id not in model.objects:
+                logger.info("New image %r: %s", image_id, file.name)
+                model.objects[image_id] = ImageLabelModel(image=_found(file, suffix))
+        folder = Path(model.label_path(None))
+        tags = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        for image_id, entry in model.objects.items():
+            for tag, label in list(entry.labels.items()):
+                if not _label_file(model, image_id, tag, label.ext).exists():
+                    logger.info("Label %r of image %r is not there any more", tag, image_id)
+                    del entry.labels[tag]
+        for tag in tags:
+            for image_id, suffix, file in self._files(folder / tag):
+                found = model.objects.get(image_id)
+                if found is not None and tag not in found.labels:
+                    logger.info("New label %r of image %r: %s", tag, image_id, file.name)
+                    found.labels[tag] = _found(file, suffix, self._history(image_id, tag) / _GONE)
+        return remembered
+
+    def _files(self, folder: Path) -> list[tuple[str, str, Path]]:
+        """Id, suffix and path of what a folder holds; hidden files are still being written."""
+        if not folder.is_dir():
+            return []
+        names = sorted(n for n in self._list_files(folder, self._extensions) if n[0] != ".")
+        return [(*self._to_id(name), folder / name) for name in names]
+
+    def _on_any_event(self, event: Any) -> None:
+        """Follow the files if they differ from what is known; after our own changes they do not."""
+        paths = [Path(str(p)) for p in (event.src_path, getattr(event, "dest_path", "")) if p]
+        try:
+            if any(self._is_news(path) for path in paths):
+                self.refresh()
+        except Exception:
+            # the observer's thread would end with it
+            logger.exception("The datastore could not follow %s", event)
+
+    def _on_modify_event(self, event: Any) -> None:
+        """Nothing to do: every reading looks whether the file is another one."""
+
+    def _is_news(self, path: Path) -> bool:
+        if path.name.startswith(".") or path.name == self._file.path.name:
+            return False
+        model = self._datastore
+        image_id, suffix = self._to_id(path.name)
+        entry = model.objects.get(image_id)
+        if path.parent.resolve() == Path(model.image_path()).resolve():
+            known = entry is not None and entry.image.ext == suffix
+        else:
+            label = entry.labels.get(path.parent.name) if entry is not None else None
+            known = label is not None and label.ext == suffix
+        return known != path.exists()
+
+
+def checked_tag(tag: Any) -> str:
+    """A label's tag, which is also a folder's name; raises InputError if it cannot be one."""
+    text = _text(tag)
+    if not TAG.fullmatch(text):
+        raise InputError(f"{text!r} cannot be a label's tag")
+    return text
+
+
+def checked_name(image_id: Any) -> str:
+    """An image's id, which is also a file's name; raises InputError if it cannot be one."""
+    if (
+        not isinstance(image_id, str)
+        or not image_id
+        or image_id.startswith(".")
+        or any(char in "/\\" or not char.isprintable() for char in image_id)
+        or len(image_id.encode(errors="replace")) > _LONGEST_NAME
+    ):
+        raise InputError(
+            f"{image_id!r} cannot be an image's id",
+            remedy=f"Take up to {_LONGEST_NAME} characters of a file name: no / and \\, and no dot "
+            "in front",
+        )
+    return image_id
+
+
+def _text(tag: Any) -> str:
+    # MONAI Label's own tags are both; as text they would be `DefaultLabelTag.FINAL`
+    return str(tag.value if isinstance(tag, Enum) else tag)
+
+
+def _found(file: Path, suffix: str, remembered: Path | None = None) -> DataModel:
+    info = {"ts": int(time.time()), "name": file.name}
+    if remembered is not None and remembered.is_file():
+        known = json.loads(remembered.read_bytes())
+        if known["file"] == _stamp(file):
+            info |= known["info"]
+    return DataModel(ext=suffix, info=info)
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of change, which tell that a label is still the same; empty without file."""
+    if not file.is_file():
+        return []
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _image_file(model: LocalDatastoreModel, image_id: str, suffix: str) -> Path:
+    return Path(model.image_path()) / f"{image_id}{suffix}"
+
+
+def _label_file(model: LocalDatastoreModel, image_id: str, tag: str, suffix: str) -> Path:
+    return Path(model.label_path(tag)) / f"{image_id}{suffix}"
+
+
+def _entry(model: LocalDatastoreModel, image_id: str) -> ImageLabelModel:
+    if image_id not in model.objects:
+        raise UnknownNameError(f"there is no image {image_id!r} in the datastore")
+    return model.objects[image_id]
+
+
+def _label(model: LocalDatastoreModel, image_id: str, tag: str) -> DataModel:
+    label = _entry(model, image_id).labels.get(tag)
+    if label is None:
+        raise UnknownNameError(f"image {image_id!r} has no label {tag!r}")
+    return label
+
+
+def _plain(info: Any) -> dict[str, Any]:
+    """What JSON can hold of an info."""
+    if not isinstance(info or {}, Mapping):
+        raise InputError("params: a mapping of names to values is needed")
+    text = json.dumps(
+        info or {}, default=lambda value: value.item() if hasattr(value, "item") else str(value)
+    )
+    # NaN is no JSON: an answer that holds one would fail
+    return dict(json.loads(text, parse_constant=lambda _: None))
+
+
+@contextmanager
+def _told(source: ImageSource | None = None) -> Iterator[None]:
+    """Errors as the client shall see them."""
+    try:
+        yield
+    except EspMedSamError as error:
+        raise as_http_error(error, source) from error
+    except OSError as error:
+        told = EspMedSamError(
+            f"the datastore cannot be written ({error.strerror or error})",
+            remedy="The server's disk may be full, or locked by another process",
+        )
+        raise as_http_error(told, source) from error

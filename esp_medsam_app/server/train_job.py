@@ -1,0 +1,139 @@
+"""One training of one modality, from labels to material on disk; what its processes share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from esp_medsam_app.errors import InputError
+from esp_medsam_app.evaluation.pairs import CasePair
+from esp_medsam_app.learning.learner import ModalityLearner
+from esp_medsam_app.learning.ledger import SplitLedger
+from esp_medsam_app.learning.material import held_out_material, training_material
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.annotated_cases import AnnotatedCase
+from esp_medsam_app.server.train_options import TrainOptions
+from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.starting import add_fresh_modality
+from esp_medsam_app.training.surroundings import Surroundings
+from esp_medsam_app.weights.bundle import Bundle
+
+LEDGER = "ledger.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, repr=False)
+class TrainJob:
+    """What a training is made of; it travels to the processes of several GPUs.
+
+    Attributes:
+        modality: what is trained.
+        bundle: the weights that served when it began, which it starts from and is compared with.
+        options: of the request.
+        recipe: all numbers.
+        device: where it computes.
+        work: folder of the run.
+        train: cases that it learns from.
+        validation: cases that are held out.
+    """
+
+    modality: Modality
+    bundle: Bundle
+    options: TrainOptions
+    recipe: Recipe
+    device: str
+    work: Path
+    train: list[CasePair] = field(default_factory=list)
+    validation: list[CasePair] = field(default_factory=list)
+    material: Path | None = None
+    held_out: Path | None = None
+
+    @property
+    def tile(self) -> int:
+        """Side of the network's input, pixels."""
+        return self.bundle.description.input_size
+
+    @property
+    def serves(self) -> bool:
+        """Whether a version serves already."""
+        return self.modality.name in self.bundle.modalities
+
+    @property
+    def from_serving(self) -> bool:
+        """Whether it starts from the serving version; else from the backbone."""
+        return self.options.pretrained and self.serves
+
+    def learner(self, device: torch.device) -> ModalityLearner:
+        """The modality as it is before the first step, the same in every process.
+
+        Raises:
+            WeightsError: the weights are missing or damaged.
+        """
+        name = self.modality.name
+        network = self.bundle.load_network([name] if self.from_serving else [])
+        if not self.from_serving:
+            add_fresh_modality(network, self.bundle.backbone, self.modality, seed=self.options.seed)
+        return ModalityLearner(network, name, self.recipe.cached_stage, device)
+
+
+def split_cases(
+    cases: list[AnnotatedCase], ledger: Path, share: float
+) -> tuple[list[CasePair], list[CasePair]]:
+    """Cases to learn from and cases that are held out.
+
+    Raises:
+        InputError: nothing to learn from, or a damaged ledger.
+    """
+    by_name: Mapping[str, CasePair] = {case.pair.name: case.pair for case in cases}
+    split = SplitLedger(ledger, share).assign({case.pair.name: case.keys for case in cases})
+    if split.left_out:
+        logger.warning(
+            "Left out, as their patient stands on both sides: %s", ", ".join(split.left_out)
+        )
+    if not split.train:
+        raise InputError(
+            f"{len(split.validation)} labels are held out and none is left to learn from",
+            remedy="Submit labels of another patient",
+        )
+    logger.info(
+        "Learning from %d cases; held out: %s",
+        len(split.train),
+        ", ".join(split.validation) or "none",
+    )
+    return [by_name[n] for n in split.train], [by_name[n] for n in split.validation]
+
+
+def with_material(job: TrainJob) -> TrainJob:
+    """The job with all that the frozen part has to do done, and kept on disk.
+
+    Raises:
+        InputError: a case that cannot be used.
+        WeightsError: the weights are missing or damaged.
+    """
+    network = job.learner(torch.device(job.device)).network
+    place = Surroundings(job.work, device=job.device)
+    material = training_material(
+        network, job.modality, job.train, job.recipe, tile=job.tile, place=place
+    )
+    held_out = None
+    if job.validation:
+        held_out = held_out_material(
+            network, job.modality, job.validation, job.recipe, tile=job.tile, place=place
+        )
+    return TrainJob(
+        job.modality,
+        job.bundle,
+        job.options,
+        job.recipe,
+        job.device,
+        job.work,
+        job.train,
+        job.validation,
+        material,
+        held_out,
+    )
