@@ -18,6 +18,7 @@ from esp_medsam_app.commands import (
     sample_data,
     segment,
     serve,
+    simulate,
     train,
     weights,
 )
@@ -40,6 +41,7 @@ for command in (
     evaluate,
     classifier,
     data,
+    simulate,
     weights,
     sample_data,
     doctor,

@@ -68,8 +68,8 @@ def training_material(
 ) -> Path:
     """Augmented views of annotated cases, `recipe.views` of them.
 
-    Each case gives as many views as any other, and half of the slices taken from a volume show the
-    structure.
+    `case` of an item is the case's place in `pairs`. Each case gives as many views as any other,
+    and half of the slices taken from a volume show the structure.
 
     Returns:
         The folder for `Material.read`.
@@ -80,7 +80,7 @@ def training_material(
     views = make_views({modality.name: pairs}, [modality], recipe, tile, place)
     features, _ = features_of(network, views, recipe, place)[modality.name]
     folder = place.work / f"features_{recipe.cached_stage}" / modality.name
-    return _with_cases(folder, [0] * len(features))
+    return _with_cases(folder, [views[modality.name].case(i) for i in range(len(features))])
 
 
 def held_out_material(

@@ -79,11 +79,14 @@ class TrainingViews(Dataset[tuple[Tensor, Tensor]]):
             torch.as_tensor(view[LABEL]).as_subclass(Tensor)[0].round().to(torch.uint8),
         )
 
+    def case(self, index: int) -> int:
+        """Which case view `index` is of; of a view without the structure, if it is of its own."""
+        turn, place = divmod(index, len(self.store.by_case))
+        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.store.by_case))
+        return int(order[place])
+
     def _slice(self, index: int, rng: np.random.Generator) -> int:
-        cases = self.store.by_case
-        turn, place = divmod(index, len(cases))
-        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(cases))
-        labelled, others = cases[order[place]]
+        labelled, others = self.store.by_case[self.case(index)]
         choice = labelled if labelled and rng.random() < 0.5 else labelled + others
         return int(choice[rng.integers(len(choice))])
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
-from PIL import Image
+from support.discs import DISC, draw_discs
 
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import InputError, OutOfMemoryError
@@ -27,8 +26,7 @@ from esp_medsam_app.weights.backbones import LITE_MEDSAM
 from esp_medsam_app.weights.bundle import Bundle, load_bundle, save_bundle
 from esp_medsam_app.weights.versions import VersionStore
 
-SIDE, TILE = 48, 64
-DISC = Modality(name="disc", title="Disc", description="", dimension=2, labels={"disc": 1})
+TILE = 64
 OTHER = Modality(name="other", title="Other", description="", dimension=2, labels={"thing": 1})
 QUICK = {"max_epochs": 2, "views": 8, "train_batch_size": 4, "tracking": "None"}
 
@@ -51,22 +49,12 @@ def store(base: Bundle, tmp_path: Path) -> VersionStore:
 @pytest.fixture
 def datastore(tmp_path: Path) -> LocalDatastore:
     """Five labelled pictures of a bright disc, and one without a label."""
-    folder = tmp_path / "studies"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    discs = {}
-    for number in range(6):
-        row, column = rng.integers(16, 32, 2)
-        discs[f"case{number}"] = disc = (rows - row) ** 2 + (columns - column) ** 2 < 10**2
-        grey = rng.normal(60 + 120 * disc, 12).clip(0, 255).astype(np.uint8)
-        Image.fromarray(grey).save(folder / f"case{number}.png")
-    datastore = SafeDatastore(str(folder), extensions=["*.png"])
-    for name in list(discs)[:5]:
-        label = tmp_path / "label.png"
-        Image.fromarray(discs[name].astype(np.uint8)).save(label)
+    drawn = draw_discs(tmp_path / "drawn", 6)
+    datastore = SafeDatastore(str(drawn / "images"), extensions=["*.png"])
+    for number in range(5):
         info = {"label_info": [{"name": "disc", "idx": 1}], "model": model_name("disc")}
-        datastore.save_label(name, str(label), "final", info)
+        label = drawn / "labels" / f"case{number}.png"
+        datastore.save_label(f"case{number}", str(label), "final", info)
     return datastore
 
 
