@@ -95,6 +95,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.training.trainer import Learners
         from esp_medsam_app.training.trainer import train as run
         from esp_medsam_app.weights.bundle import load_bundle, save_bundle
+        from esp_medsam_app.weights.classifier_file import carry_over
 
         folders = parse_data(data)
         modalities, pairs = find_cases(folders, leave_out)
@@ -131,6 +132,8 @@ def register(app: typer.Typer) -> None:
             training={"runs": [*runs, describe(numbers, pairs, folders, device=place.device)]},
             scores={key: score for key, score in scores.items() if key not in learned},
         )
+        if old is not None:
+            bundle = carry_over(old, bundle)
         Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,26 @@ def save_classifier(
     described = classifier.description.model_copy(update={"training": dict(training), "scores": {}})
     files = {**bundle.description.files, CLASSIFIER: sha256_of(path)}
     return _described(bundle, described, files)
+
+
+def carry_over(old: Bundle, new: Bundle) -> Bundle:
+    """Give a bundle the classifier of the one that it was trained from, with its figures.
+
+    It looks at the backbone alone: as long as that is the same, it reads the same. Nothing is done
+    where the old bundle has none or stands on another backbone, or the new one has one.
+
+    Raises:
+        WeightsError: the old bundle's is damaged.
+    """
+    told = old.description.modality_classifier
+    same = old.description.backbone.sha256 == new.description.backbone.sha256
+    if told is None or not same or new.description.modality_classifier is not None:
+        return new
+    digest = old.description.files.get(CLASSIFIER, "none")
+    check_sha256(old.path / CLASSIFIER, digest)
+    with written_whole(new.path / CLASSIFIER) as partial:
+        shutil.copyfile(old.path / CLASSIFIER, partial)
+    return _described(new, told, {**new.description.files, CLASSIFIER: digest})
 
 
 def keep_scores(bundle: Bundle, split: str, figures: Mapping[str, Any]) -> Bundle:

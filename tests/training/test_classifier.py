@@ -29,6 +29,7 @@ from esp_medsam_app.training.classifier_features import (
 from esp_medsam_app.weights.bundle import load_bundle
 from esp_medsam_app.weights.classifier_file import (
     CLASSIFIER,
+    carry_over,
     keep_scores,
     load_classifier,
     save_classifier,
@@ -134,6 +135,19 @@ def test_figures_are_kept_beside_it(written: Path) -> None:
     assert described.scores == {"test": {"asked": 0.1}}
     with pytest.raises(WeightsError, match="no classifier"):
         keep_scores(bundle_of(STRIPES), "test", {})
+
+
+def test_a_bundle_trained_further_keeps_it(written: Path, tmp_path: Path) -> None:
+    old = keep_scores(load_bundle(written), "test", {"asked": 0.1})
+    (tmp_path / "new").mkdir()
+    new = replace(bundle_of(STRIPES), path=tmp_path / "new")
+    kept = load_bundle(carry_over(old, new).path)
+    assert kept.description.modality_classifier == old.description.modality_classifier
+    assert (kept.path / CLASSIFIER).read_bytes() == (old.path / CLASSIFIER).read_bytes()
+    assert load_classifier(kept) is not None
+    other = old.description.backbone.model_copy(update={"sha256": "another"})
+    elsewhere = replace(old, description=old.description.model_copy(update={"backbone": other}))
+    assert carry_over(elsewhere, new) is new
 
 
 def test_damage_and_misfit_are_told(written: Path) -> None:
