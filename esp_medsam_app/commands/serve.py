@@ -42,6 +42,16 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(metavar="a,b", help="Models to serve, e.g. ct_liver,xray_chest.")
         ] = "all",
         bundle: BundleOption = None,
+        modalities: Annotated[
+            Path | None,
+            typer.Option("--modalities", metavar="DIR", help="Modalities of your own, NAME.yaml."),
+        ] = None,
+        versions: Annotated[
+            Path | None,
+            typer.Option(
+                "--versions", metavar="DIR", help="What is trained here; by default in the app."
+            ),
+        ] = None,
         device: DeviceOption = "auto",
         preload: Annotated[
             bool, typer.Option("--preload", help="Load the weights now, not at the first request.")
@@ -73,7 +83,9 @@ def register(app: typer.Typer) -> None:
         others = "WARNING" if level == "INFO" else level
         # before the slow parts, so that every mistake is told at once
         port = free_port(host, port)
-        conf = _checked_conf(models, bundle, device, preload)
+        conf = _checked_conf(models, bundle, modalities, device, preload)
+        if versions is not None:
+            conf["versions"] = str(versions.resolve())
         place = _checked_studies(studies) if studies else _samples(screen)
         with _stop_signals():
             screen.say(f"Starting the server on {place} ...")
@@ -131,20 +143,25 @@ def _checked_level(level: str) -> str:
     return level.upper()
 
 
-def _checked_conf(models: str, bundle: Path | None, device: str, preload: bool) -> dict[str, str]:
+def _checked_conf(
+    models: str, bundle: Path | None, modalities: Path | None, device: str, preload: bool
+) -> dict[str, str]:
     """The app's `--conf`, after a look that the server will not stumble over it.
 
     Raises EspMedSamError as the app would, but before a server is started.
     """
     from esp_medsam_app.inference.device import choose_device
-    from esp_medsam_app.server.conf import model_names, select_models
+    from esp_medsam_app.server.conf import added_modalities, model_names, select_models
     from esp_medsam_app.weights import load_bundle
 
-    select_models(models, model_names(load_bundle(bundle).modalities))
+    known = load_bundle(bundle).modalities
+    select_models(models, model_names(known, added_modalities(modalities, known)))
     choose_device(device)
     conf = {"models": models, "device": device, "preload": str(preload).lower()}
     if bundle is not None:
         conf["bundle"] = str(bundle.resolve())
+    if modalities is not None:
+        conf["modalities"] = str(modalities.resolve())
     return conf
 
 

@@ -31,6 +31,7 @@ from esp_medsam_app.server.active_learning import ActiveLearning
 from esp_medsam_app.server.batch import BatchInfer
 from esp_medsam_app.server.conf import AppConf, select_models
 from esp_medsam_app.server.http_errors import as_http_error
+from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.local_datastore import TAG, SafeDatastore
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.sessions import CheckedSessions
@@ -132,7 +133,7 @@ class EspMedSamApp(MONAILabelApp):
         return {}
 
     def init_batch_infer(self) -> BatchInferTask:
-        return BatchInfer()
+        return BatchInfer(self._is_up_to_date)
 
     def init_datastore(self) -> Datastore:
         if self.studies.startswith(("http://", "https://")):
@@ -276,6 +277,13 @@ class EspMedSamApp(MONAILabelApp):
             for name, modality in modalities.items()
             if isinstance(modality, Modality) and modality.name != AUTO
         }
+
+    def _is_up_to_date(self, model: str, answer: Mapping[str, Any]) -> bool:
+        """Whether a model's answer came from the weights that serve now."""
+        task, version = self._infers.get(model), answer.get("version")
+        if not isinstance(task, EspMedSamInferTask) or not isinstance(version, Mapping):
+            return False
+        return task.serving(str(version.get("modality"))) == version.get("number")
 
     def _check_model(self, model: Any) -> None:
         if model not in self._infers:

@@ -103,6 +103,11 @@ class EspMedSamInferTask(InferTask):
             **told,
         }
 
+    def serving(self, modality: str) -> int:
+        """Which version of a modality's weights serves; 0: the bundle's own."""
+        store = self.segmenters.versions
+        return store.serving().get(modality, 0) if store is not None else 0
+
     def segment(
         self, segmenter: Segmenter, image: MedicalImage
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:

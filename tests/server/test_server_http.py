@@ -23,6 +23,7 @@ from esp_medsam_app.errors import (
     WeightsError,
 )
 from esp_medsam_app.server.app import EspMedSamApp
+from esp_medsam_app.server.infer_task import EspMedSamInferTask
 
 ORGANS_MODEL = "/infer/esp_medsam_ct_organs"
 
@@ -276,3 +277,30 @@ def test_a_batch_goes_on_after_a_bad_image(
     assert answers["photo"]["label"] == "photo"
     assert (studies / "labels" / "original" / "photo.png").is_file()
     assert list(temporary.iterdir()) == []
+
+
+def test_a_batch_goes_on_where_it_was(
+    client: TestClient, segmenters: FakeSegmenters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmenters, "version", lambda modality: 0)
+
+    def batch(**params: object) -> dict[str, dict[str, object]]:
+        response = client.post(
+            "/batch/infer/esp_medsam_spots",
+            params={"images": "all", "run_sync": True},
+            json={"device": "cpu", "max_workers": 1, **params},
+        )
+        assert response.status_code == 200
+        return dict(response.json())
+
+    # as if it was killed after the first
+    assert set(batch(max_batch_size=1)) == {"case"}
+    answers = batch()
+    assert answers["case"] == {"skipped": "up to date"}
+    assert answers["photo"]["label"] == "photo"
+    assert all("skipped" in answer for answer in batch().values())
+    assert not any("skipped" in answer for answer in batch(again=True).values())
+    assert set(batch(images=["photo"])) == {"photo"}
+    # by now another version serves
+    monkeypatch.setattr(EspMedSamInferTask, "serving", lambda self, modality: 1)
+    assert not any("skipped" in answer for answer in batch().values())
