@@ -160,6 +160,7 @@ class EspMedSamTrainTask(BasicTrainTask):
                 "published": decision.publish,
                 "reason": version.reason,
                 "gain": decision.gain,
+                "cases": len(job.validation),
                 "before": version.dice.means["before"],
                 "after": version.dice.means["after"],
             },

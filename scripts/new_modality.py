@@ -1,0 +1,101 @@
+"""How good a modality gets that is only a YAML file, from labels submitted to a real server.
+
+    python scripts/new_modality.py DATA YAML WORK [COUNT ...]
+
+DATA holds train/{images,labels} and test/{images,labels}, pictures with equal names. The server is
+started on copies of the training images; the first COUNT of them (by default 6, 12 and 24) are
+labelled by MONAI Label's own client and the model is trained, each time from what serves then. Every
+test image is segmented by the server. Prints a table; WORK keeps the server's folders.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.client import MONAILabelClient
+
+from esp_medsam_app.data.reading import read_label_map
+from esp_medsam_app.errors import EspMedSamError
+from esp_medsam_app.evaluation.metrics import bootstrap_interval, mask_dice
+from esp_medsam_app.server.launch import app_folder, start_server
+
+POLL_SECONDS = 2
+
+
+def main(data: Path, yaml: Path, work: Path, counts: list[int]) -> None:
+    """Start, submit, train, segment, print."""
+    modality = yaml.stem
+    studies = work / "studies"
+    for split in ("train", "test"):
+        shutil.copytree(data / split / "images", studies, dirs_exist_ok=True)
+    modalities = work / "modalities"
+    modalities.mkdir()
+    shutil.copy(yaml, modalities)
+    ignored = shutil.ignore_patterns("logs", "model", "bin", "__pycache__")
+    app = Path(shutil.copytree(app_folder(), work / "app", ignore=ignored))
+    conf = {"modalities": str(modalities), "models": modality, "background_scores": "false"}
+    with (work / "server.log").open("wb") as log:
+        server = start_server(app, str(studies), port=0, conf=conf, output=log.fileno())
+        try:
+            server.wait_until_ready(300)
+            client = MONAILabelClient(server.url, str(work), client_id="new_modality")
+            print("| labels | learned from | Dice on the test images | version | minutes |")
+            print("| --- | --- | --- | --- | --- |")
+            names = sorted(path.name for path in (data / "train" / "images").iterdir())
+            done = 0
+            for count in counts:
+                submit(client, modality, [data / "train" / "labels" / n for n in names[done:count]])
+                done = count
+                print(row(client, modality, data / "test", count), flush=True)
+        finally:
+            server.stop()
+
+
+def submit(client: MONAILabelClient, modality: str, labels: list[Path]) -> None:
+    """As a viewer does."""
+    params = {"model": f"esp_medsam_{modality}"}
+    for label in labels:
+        client.save_label(label.stem, str(label), params=params)
+
+
+def row(client: MONAILabelClient, modality: str, test: Path, count: int) -> str:
+    """Train, and judge on the test images."""
+    model = f"esp_medsam_{modality}"
+    start = time.monotonic()
+    client.train_start(model, {"tracking": "None"})
+    while (status := client.train_status())["status"] in ("SUBMITTED", "RUNNING"):
+        time.sleep(POLL_SECONDS)
+    if status["status"] != "DONE":
+        raise EspMedSamError("the training failed: " + "\n".join(status["details"]))
+    minutes = (time.monotonic() - start) / 60
+    stats: dict[str, Any] = next(iter(client.info()["train_stats"].values()))
+    dice = [dice_of(client, model, label) for label in sorted((test / "labels").iterdir())]
+    interval = bootstrap_interval(dice)
+    assert interval is not None
+    told = f"{np.mean(dice):.3f} ({interval[0]:.3f} to {interval[1]:.3f}, {len(dice)})"
+    state = "serves" if stats["promotion"]["published"] else "kept back"
+    held_out = stats["promotion"]["cases"]
+    return (
+        f"| {count} | {count - held_out} | {told} | {stats['version']}, {state} | {minutes:.1f} |"
+    )
+
+
+def dice_of(client: MONAILabelClient, model: str, label: Path) -> float:
+    """Of one test image, as the server segments it now."""
+    file, _ = client.infer(model, label.stem, {"result_extension": ".png"})
+    try:
+        found = read_label_map(file).voxels
+    finally:
+        Path(file).unlink()
+    truth = read_label_map(label).voxels
+    return mask_dice(truth > 0, found > 0)
+
+
+if __name__ == "__main__":
+    folders, numbers = sys.argv[1:4], [int(count) for count in sys.argv[4:]]
+    main(*map(Path, folders), numbers or [6, 12, 24])
