@@ -2,10 +2,11 @@
 
     python scripts/new_modality.py DATA YAML WORK [COUNT ...]
 
-DATA holds train/{images,labels} and test/{images,labels}, pictures with equal names. The server is
-started on copies of the training images; the first COUNT of them (by default 6, 12 and 24) are
-labelled by MONAI Label's own client and the model is trained, each time from what serves then. Every
-test image is segmented by the server. Prints a table; WORK keeps the server's folders.
+DATA holds train/{images,labels} and test/{images,labels}, pictures with equal names that begin with
+the patient's number. The server is started on copies of the images; the first COUNT of the training
+images (by default 6, 12 and 24) are labelled by MONAI Label's own client and the model is trained,
+each time from what serves then. Every test image is segmented by the server. Prints a table; WORK
+keeps the server's folders.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ def main(data: Path, yaml: Path, work: Path, counts: list[int]) -> None:
     shutil.copy(yaml, modalities)
     ignored = shutil.ignore_patterns("logs", "model", "bin", "__pycache__")
     app = Path(shutil.copytree(app_folder(), work / "app", ignore=ignored))
-    conf = {"modalities": str(modalities), "models": modality, "background_scores": "false"}
+    conf = {
+        "modalities": str(modalities),
+        "models": modality,
+        "background_scores": "false",
+        "patient_pattern": r"^(\d+)_",
+    }
     with (work / "server.log").open("wb") as log:
         server = start_server(app, str(studies), port=0, conf=conf, output=log.fileno())
         try:

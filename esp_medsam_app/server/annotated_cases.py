@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,10 @@ class AnnotatedCase:
 
 
 def annotated_cases(
-    datastore: Datastore, modality: Modality, models: Collection[str]
+    datastore: Datastore,
+    modality: Modality,
+    models: Collection[str],
+    pattern: re.Pattern[str] | None = None,
 ) -> list[AnnotatedCase]:
     """The finished labels that are of this modality, by image id.
 
@@ -53,6 +57,7 @@ def annotated_cases(
         datastore: MONAI Label's.
         modality: what is trained.
         models: names of all models of single modalities.
+        pattern: finds the patient in an image's file name, see `patient_of`.
     """
     own = model_name(modality.name)
     found = []
@@ -68,7 +73,7 @@ def annotated_cases(
         image = Path(datastore.get_image_uri(image_id))
         pair = CasePair(image_id, image, Path(datastore.get_label_uri(image_id, FINAL)))
         same = all(name and modality.labels[name] == value for value, name in matched.items())
-        found.append(AnnotatedCase(pair, _keys(image_id, image), None if same else names))
+        found.append(AnnotatedCase(pair, _keys(image_id, image, pattern), None if same else names))
     return found
 
 
@@ -103,12 +108,12 @@ def _renumbered(case: AnnotatedCase, modality: Modality, folder: Path) -> CasePa
     return CasePair(case.pair.name, case.pair.image, write_label_map(file, voxels, given.grid))
 
 
-def _keys(image_id: str, image: Path) -> tuple[str, ...]:
+def _keys(image_id: str, image: Path, pattern: re.Pattern[str] | None) -> tuple[str, ...]:
     try:
         files = sorted(p for p in image.iterdir() if p.is_file()) if image.is_dir() else [image]
         sums = "".join(sha256_of(file) for file in files)
         content = f"image:{hashlib.sha256(sums.encode()).hexdigest()}"
     except OSError:  # reading the case tells
         content = f"id:{image_id}"
-    patient = patient_of(image)
+    patient = patient_of(image, pattern)
     return (content,) if patient is None else (content, f"patient:{patient}")

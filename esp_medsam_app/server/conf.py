@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from esp_medsam_app.errors import InputError, UnknownNameError
+from esp_medsam_app.evaluation.splits import patient_pattern
 from esp_medsam_app.modalities import Modality, read_modality
 
 MODEL_PREFIX = "esp_medsam_"
@@ -36,6 +38,8 @@ class AppConf(BaseModel):
             catalogue; none if empty.
         versions: folder of the versions that were trained here; `model/versions` in the app's if
             empty.
+        patient_pattern: regular expression whose one group finds the patient in an image's file
+            name, for images that are no DICOM: a patient is never learned from and judged by.
         background_scores: whether images are assessed while no request runs, for active learning.
         log_level: of this package's own lines in the server's log, whatever MONAI Label's is.
     """
@@ -48,8 +52,17 @@ class AppConf(BaseModel):
     batch_size: int | None = Field(default=None, ge=1)
     modalities: Path | None = None
     versions: Path | None = None
+    patient_pattern: re.Pattern[str] | None = None
     background_scores: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = None
+
+    @field_validator("patient_pattern", mode="before")
+    @classmethod
+    def _pattern(cls, value: Any) -> re.Pattern[str] | None:
+        try:
+            return patient_pattern(value) if isinstance(value, str) and value else None
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("bundle", "batch_size", "modalities", "versions", "log_level", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -60,6 +61,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         folder: for the ledger of held-out patients, statistics and runs.
         models: names of all models of single modalities.
         device: the server's own.
+        pattern: finds the patient in an image's file name, where DICOM names none.
         tracking: draw curves in MLflow unless a request says otherwise.
     """
 
@@ -71,6 +73,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         models: Collection[str],
         *,
         device: str = "auto",
+        pattern: re.Pattern[str] | None = None,
         tracking: bool = True,
     ) -> None:
         self.modality = modality
@@ -78,6 +81,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         self.folder = folder / modality.name
         self.models = frozenset(models)
         self.device = device
+        self.pattern = pattern
         super().__init__(
             str(self.folder / "runs"),
             description=f"Trains {modality.title} on submitted labels",
@@ -175,7 +179,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         shutil.rmtree(runs, ignore_errors=True)
         work = runs / time.strftime("run_%Y%m%d_%H%M%S")
         work.mkdir(parents=True)
-        cases = annotated_cases(datastore, self.modality, self.models)
+        cases = annotated_cases(datastore, self.modality, self.models, self.pattern)
         cases = readable_cases(cases, self.modality, work / "renumbered")
         if not cases:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,17 @@ def test_held_out_cases_stay_held_out(
         version = store.versions("disc")[-1]
         assert not held_out & set(version.cases.train)
         held_out |= set(version.cases.validation)
+
+
+def test_a_patient_in_the_file_names_stands_on_one_side(
+    task: EspMedSamTrainTask, datastore: LocalDatastore
+) -> None:
+    task.pattern = re.compile(r"^(cas)")
+    # all are of one patient: there is nobody to judge by
+    stats = task(QUICK, datastore)
+    assert stats["promotion"]["cases"] == 0
+    assert "no held-out case" in stats["promotion"]["reason"]
+    assert not stats["promotion"]["published"]
 
 
 def test_options_that_clients_leave_out_or_send_as_lists(task: EspMedSamTrainTask) -> None:

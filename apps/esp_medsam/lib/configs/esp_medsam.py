@@ -67,6 +67,7 @@ class EspMedSam(TaskConfig):
                 Path(self.model_dir) / "training",
                 models,
                 device=self.options.device,
+                pattern=self.options.patient_pattern,
                 tracking=settings.MONAI_LABEL_TRACKING_ENABLED,
             )
             for name, modality in sorted(modalities.items())
