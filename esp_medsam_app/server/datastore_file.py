@@ -116,6 +116,12 @@ class DatastoreFile:
                 self._open = None
 
     @contextmanager
+    def settled(self) -> Iterator[None]:
+        """A block during which nobody else is in the middle of a transaction."""
+        with self._locked():
+            yield
+
+    @contextmanager
     def _locked(self) -> Iterator[None]:
         with self._between_threads, self._between_processes:
             yield

@@ -362,8 +362,11 @@ class SafeDatastore(LocalDatastore):
         """Follow the files if they differ from what is known; after our own changes they do not."""
         paths = [Path(str(p)) for p in (event.src_path, getattr(event, "dest_path", "")) if p]
         try:
+            # a transaction replaces files one after another: news are what is left at its end
             if any(self._is_news(path) for path in paths):
-                self.refresh()
+                with self._file.settled():
+                    if any(self._is_news(path) for path in paths):
+                        self.refresh()
         except Exception:
             # the observer's thread would end with it
             logger.exception("The datastore could not follow %s", event)
