@@ -150,7 +150,8 @@ class RandWindow(_RandImage):
     """A wider CT window, as of pictures that were exported with the scanner's whole range."""
 
     def change(self, image: Tensor) -> Tensor:
-        ground, contrast = self.R.uniform((0.2, 0.15), (0.5, 0.6))
+        # floats of NumPy would make an array of the image
+        ground, contrast = map(float, self.R.uniform((0.2, 0.15), (0.5, 0.6)))
         return wider_window(image, ground, contrast)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from esp_medsam_app.evaluation.pairs import CasePair, find_pairs
 from esp_medsam_app.modalities import Augmentation, Modality, Tiles, catalogue
+from esp_medsam_app.modalities.modality import AcquisitionChange
 from esp_medsam_app.training.augmentation import IMAGE, LABEL, augmentation
 from esp_medsam_app.training.canvases import CanvasStore
 from esp_medsam_app.training.views import TrainingViews
@@ -172,3 +174,24 @@ def test_every_catalogue_rule_gives_images_in_range(
     assert view[LABEL].shape == (1, TILE, TILE)
     assert torch.isfinite(torch.as_tensor(view[IMAGE])).all()
     assert set(torch.as_tensor(view[LABEL]).unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("change", get_args(AcquisitionChange))
+def test_every_acquisition_change_happens(change: AcquisitionChange) -> None:
+    """Behind all other transforms, as images have gone through those."""
+    rules = [
+        Augmentation(rotation=10, scale=0.1, intensity=0.5, acquisition=changes)
+        for changes in ((), (change,))
+    ]
+    image = torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0)).sqrt()
+    different = 0
+    for seed in range(30):
+        seen = []
+        for rule in rules:
+            transform = augmentation(rule, TILE)
+            transform.set_random_state(seed)
+            view = torch.as_tensor(transform({IMAGE: image, LABEL: torch.ones(1, 70, 90)})[IMAGE])
+            assert torch.isfinite(view).all()
+            seen.append(view)
+        different += not torch.equal(*seen)
+    assert different > 0
