@@ -7,7 +7,7 @@
 #   scripts/train_starter.sh DATA runs/gpu --recipe gpu
 # Scores come from scripts/score_starter.sh. The bundle is put into the package by hand, when its
 # scores on val are better:
-#   rsync --archive --delete WORK/bundle/ esp_medsam_app/weights/starter/
+#   rm -r esp_medsam_app/weights/starter && cp -r WORK/bundle esp_medsam_app/weights/starter
 set -euo pipefail
 
 data=$1

@@ -18,7 +18,7 @@ def test_scores_are_those_of_the_starter_bundle() -> None:
     shown = {"test": 0, "unseen": 1}
     expected = {
         modality.name: tuple(
-            _figures(description.scores[modality.name].get(split)) for split in shown
+            _figures(description.scores.get(modality.name, {}).get(split)) for split in shown
         )
         for modality in description.modalities
     }
