@@ -3,9 +3,8 @@
 #
 # For each split (val, test, unseen) and modality: mean Dice and the rest of `evaluate`.
 # BESIDE=1 counts on test how often something is marked in images of other things, the unseen images
-# of the other modalities. BASELINES=1 scores LiteMedSAM and a U-Net beside it; the U-Nets are
-# trained once, in WORK. MODALITIES="a b" scores only these. Reports lie in WORK; those that are
-# there are not made again.
+# of the other modalities. MODALITIES="a b" scores only these. Reports lie in WORK; those that are
+# there are not made again. Other models beside it: scripts/baselines.sh.
 set -euo pipefail
 
 data=$1
@@ -27,10 +26,6 @@ for split in "$@"; do
       if [[ $other == "$modality" || $split != test || ${BESIDE:-0} != 1 ]]; then continue; fi
       for folder in $(folders "$other" unseen); do options+=(--absent "$folder/images"); done
     done
-    if [[ ${BASELINES:-0} == 1 ]]; then
-      options+=(--baselines --work "$work/baselines")
-      for folder in $(folders "$modality" train); do options+=(--train-data "$folder"); done
-    fi
     if [[ ! -f $report ]]; then "$esp_medsam" evaluate "${options[@]}"; fi
     reports+=(--report "$report")
   done
