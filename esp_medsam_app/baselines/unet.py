@@ -36,8 +36,8 @@ from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.weights.bundle import Bundle
 from esp_medsam_app.weights.integrity import check_sha256, sha256_of
 
-# 7.2 M parameters, about as many as ESP-MedSAM's encoder and decoder; 256 pixels become 8.
-FILTERS = (32, 64, 128, 192, 256, 256)
+# 5.3 M parameters; 256 pixels become 8. Twice as wide it takes 2.5 times as long to train
+FILTERS = (16, 32, 64, 128, 256, 256)
 BATCH = 4
 RATE = 1e-3
 RECORD, WEIGHTS = "unet.json", "unet.safetensors"

@@ -32,6 +32,7 @@ from esp_medsam_app.server.batch import BatchInfer
 from esp_medsam_app.server.conf import AppConf, select_models
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
+from esp_medsam_app.server.killed_processes import explain_killed_processes
 from esp_medsam_app.server.local_datastore import TAG, SafeDatastore
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.sessions import CheckedSessions
@@ -166,6 +167,7 @@ class EspMedSamApp(MONAILabelApp):
         from monailabel.app import app as endpoints
 
         add_version_routes(endpoints)
+        explain_killed_processes()
         super().on_init_complete()
         if AppConf.parse(self.conf).background_scores:
             self.active_learning.background.start()

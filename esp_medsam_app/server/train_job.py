@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from esp_medsam_app.learning.material import held_out_material, training_materia
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.annotated_cases import AnnotatedCase
 from esp_medsam_app.server.train_options import TrainOptions
+from esp_medsam_app.server.train_tracking import Tracking
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.starting import add_fresh_modality
 from esp_medsam_app.training.surroundings import Surroundings
@@ -40,6 +41,9 @@ class TrainJob:
         work: folder of the run.
         train: cases that it learns from.
         validation: cases that are held out.
+        material: folder of what it learns from, once that is made.
+        held_out: folder of the held-out tiles, likewise; none where nothing is held out.
+        tracking: where its curves are drawn, if anywhere.
     """
 
     modality: Modality
@@ -52,6 +56,7 @@ class TrainJob:
     validation: list[CasePair] = field(default_factory=list)
     material: Path | None = None
     held_out: Path | None = None
+    tracking: Tracking | None = None
 
     @property
     def tile(self) -> int:
@@ -125,15 +130,4 @@ def with_material(job: TrainJob) -> TrainJob:
         held_out = held_out_material(
             network, job.modality, job.validation, job.recipe, tile=job.tile, place=place
         )
-    return TrainJob(
-        job.modality,
-        job.bundle,
-        job.options,
-        job.recipe,
-        job.device,
-        job.work,
-        job.train,
-        job.validation,
-        material,
-        held_out,
-    )
+    return replace(job, material=material, held_out=held_out)

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monailabel.tasks.train.handler import prepare_stats
 
 from esp_medsam_app.data.whole_files import written_whole
+
+OnEpoch = Callable[[int, Mapping[str, float]], None]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class TrainProgress:
         started: Unix time.
         trainer: the engine.
         evaluator: of the held-out tiles; none where nothing is held out.
+        on_epoch: called with an epoch's number and its figures: `loss`, `train_mean_dice`,
+            `val_mean_dice`, the latter where something is held out.
     """
 
     def __init__(
@@ -39,11 +43,13 @@ class TrainProgress:
         started: float,
         trainer: SupervisedTrainer,
         evaluator: SupervisedEvaluator | None,
+        on_epoch: OnEpoch = lambda number, figures: None,
     ) -> None:
         self.file = file
         self.started = started
         self.trainer = trainer
         self.evaluator = evaluator
+        self.on_epoch = on_epoch
         self.losses: list[float] = []
         self.first_epoch = started
 
@@ -78,6 +84,8 @@ class TrainProgress:
             "Epoch %d of %d: loss %.4f%s; at most %s left", done, wanted, loss, judged, told(left)
         )
         self._write()
+        figures = {"loss": loss, **_metrics(self.trainer), **_metrics(self.evaluator)}
+        self.on_epoch(done, figures)
 
     def _end(self, engine: Engine) -> None:
         del engine
@@ -89,6 +97,11 @@ class TrainProgress:
         stats.pop("total_time", None)
         stats["current_time"] = told(time.time() - self.started)
         write_stats(self.file, stats)
+
+
+def _metrics(engine: Engine | None) -> dict[str, float]:
+    metrics = {} if engine is None else engine.state.metrics
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, float)}
 
 
 def write_stats(file: Path, stats: Mapping[str, Any]) -> None:

@@ -10,19 +10,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from filelock import FileLock, Timeout
 from ignite.engine import Events
 from ignite.handlers import EarlyStopping
 from monai.data import DataLoader, partition_dataset
-from monai.handlers import LrScheduleHandler, StatsHandler, stopping_fn_from_metric
+from monai.handlers import LrScheduleHandler, StatsHandler
 from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.basic_train import BasicTrainTask, Context
 from monailabel.utils.others.generic import device_list, name_to_device
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Subset
 
-from esp_medsam_app.errors import InputError, OutOfMemoryError
+from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference.device import choose_device
 from esp_medsam_app.learning.case_dice import CaseDice, Output
 from esp_medsam_app.learning.judging import judge
@@ -32,9 +34,11 @@ from esp_medsam_app.learning.promotion import Decision, decide_promotion
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.annotated_cases import annotated_cases, readable_cases
 from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.train_failures import memory_explained
 from esp_medsam_app.server.train_job import LEDGER, TrainJob, split_cases, with_material
 from esp_medsam_app.server.train_options import TrainOptions
 from esp_medsam_app.server.train_progress import TrainProgress, told, write_stats
+from esp_medsam_app.server.train_tracking import Tracking
 from esp_medsam_app.training.optimisation import rate_of
 from esp_medsam_app.weights.bundle import round_modality
 from esp_medsam_app.weights.version_files import Cases, Dice, Version
@@ -42,7 +46,6 @@ from esp_medsam_app.weights.versions import VersionStore
 
 # MONAI Label's names in a run's folder
 BEST, LAST = "model.pt", "checkpoint_final.pt"
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +93,6 @@ class EspMedSamTrainTask(BasicTrainTask):
             # bfloat16 is the learner's own; a GPU without it computes in float16
             amp=torch.cuda.is_available(),
             n_saved=1,
-            find_unused_parameters=True,
             load_strict=True,
             labels=dict(modality.labels),
             tracking="mlflow" if tracking else None,
@@ -132,16 +134,33 @@ class EspMedSamTrainTask(BasicTrainTask):
                 f"{self.modality.name} is being trained already",
                 remedy="Wait for its end, or stop it",
             ) from None
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-                sign in str(error).lower() for sign in _OUT_OF_MEMORY
-            ):
-                raise _no_memory(options) from error
-            raise
 
     def _trained(self, options: TrainOptions, datastore: Datastore) -> dict[str, Any]:
         started = time.time()
-        job = self._prepared(options, datastore)
+        job = self._split(options, datastore)
+        tracking = job.tracking
+        wait = tracking.begin(_told_of(job)) if tracking else None
+        try:
+            logger.info("Preparing %d views on %s", job.recipe.views, job.device)
+            with memory_explained():
+                job = with_material(job)
+            if wait:
+                wait()
+            stats = self._learned_and_judged(job, started)
+        except BaseException:
+            if tracking:
+                tracking.end("FAILED", {}, {})
+            raise
+        if tracking:
+            promotion = dict(stats["promotion"])
+            figures = {key: promotion.pop(key) for key in ("before", "after")}
+            figures = {f"dice_{key}": value for key, value in figures.items() if value is not None}
+            tracking.end("FINISHED", figures, {"version": stats["version"], **promotion})
+        return stats
+
+    def _learned_and_judged(self, job: TrainJob, started: float) -> dict[str, Any]:
+        options = job.options
+        has_gpu = torch.cuda.is_available()
         request = {
             **options.model_dump(),
             "model": model_name(self.modality.name),
@@ -150,12 +169,21 @@ class EspMedSamTrainTask(BasicTrainTask):
             "val_batch_size": options.train_batch_size,
             "dataset": "features on disk",
             "dataloader": "DataLoader",
+            # of a machine without a GPU, processes may share the work all the same
+            "multi_gpu": options.multi_gpu and (job.device != "cpu" or not has_gpu),
+            "distributed_backend": "nccl" if has_gpu else "gloo",
+            # MONAI Label would take a port by chance
+            "distributed_url": f"file://{job.work / 'rendezvous'}",
+            # ours, see `finalize`
+            "tracking": "None",
             "job": job,
             "started": started,
         }
-        super().__call__(request, None)
+        with memory_explained(options.train_batch_size):
+            super().__call__(request, None)
         learned = time.time()
-        version, decision = self._judged(job, started, learned)
+        with memory_explained():
+            version, decision = self._judged(job, started, learned)
         stats = {
             **self.stats(),
             "total_time": told(time.time() - started),
@@ -173,7 +201,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         shutil.rmtree(job.work, ignore_errors=True)
         return stats
 
-    def _prepared(self, options: TrainOptions, datastore: Datastore) -> TrainJob:
+    def _split(self, options: TrainOptions, datastore: Datastore) -> TrainJob:
         runs = Path(self._model_dir)
         # left by trainings that were killed
         shutil.rmtree(runs, ignore_errors=True)
@@ -189,7 +217,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         train, validation = split_cases(cases, self.folder / LEDGER, options.val_split)
         device = options.device if options.device != "auto" else self.device
         device = str(choose_device("auto" if device == "auto" else name_to_device(device)))
-        job = TrainJob(
+        return TrainJob(
             modality=self.modality,
             bundle=self.versions.bundle(),
             options=options,
@@ -198,9 +226,10 @@ class EspMedSamTrainTask(BasicTrainTask):
             work=work,
             train=train,
             validation=validation,
+            tracking=Tracking.wanted(
+                options, model_name(self.modality.name), work.name, self.folder.parent
+            ),
         )
-        logger.info("Preparing %d views on %s", job.recipe.views, device)
-        return with_material(job)
 
     def _judged(self, job: TrainJob, started: float, learned: float) -> tuple[Version, Decision]:
         device = torch.device(job.device)
@@ -279,6 +308,24 @@ class EspMedSamTrainTask(BasicTrainTask):
         """The modality's own parts on the frozen network."""
         return _job(context).learner(context.device)
 
+    def _device(self, context: Context) -> torch.device:
+        """This process's; MONAI Label knows no processes without GPUs."""
+        if context.multi_gpu and not torch.cuda.is_available():
+            return torch.device("cpu")
+        device: torch.device = super()._device(context)
+        return device
+
+    def _create_network_and_optimizer(
+        self, context: Context
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """As MONAI Label does, but for any device."""
+        context.network = learner = self.network(context)
+        # it also decides what needs gradients, which the processes agree on below
+        optimizer = self.optimizer(context)
+        if not context.multi_gpu:
+            return learner, optimizer
+        return DistributedDataParallel(learner, find_unused_parameters=True), optimizer
+
     def optimizer(self, context: Context) -> torch.optim.Optimizer:
         """AdamW over them."""
         recipe = _job(context).recipe
@@ -291,7 +338,9 @@ class EspMedSamTrainTask(BasicTrainTask):
     def lr_scheduler_handler(self, context: Context) -> LrScheduleHandler:
         """A warm-up, then half a cosine down to nothing, step by step."""
         recipe = _job(context).recipe
-        steps = context.max_epochs * -(-len(context.train_datalist) // context.train_batch_size)
+        processes = context.world_size if context.multi_gpu else 1
+        views = -(-len(context.train_datalist) // processes)
+        steps = context.max_epochs * -(-views // context.train_batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             context.optimizer, lambda step: rate_of(min(step, steps - 1), steps, recipe)
         )
@@ -374,13 +423,23 @@ class EspMedSamTrainTask(BasicTrainTask):
     def finalize(self, context: Context) -> None:
         """Progress and early stop; MONAI Label would publish whatever epoch was the first."""
         if context.local_rank == 0:
-            started = context.request["started"]
+            tracking = _job(context).tracking
             TrainProgress(
-                Path(self._stats_path), started, context.trainer, context.evaluator
+                Path(self._stats_path),
+                context.request["started"],
+                context.trainer,
+                context.evaluator,
+                **({"on_epoch": tracking.epoch} if tracking else {}),
             ).attach()
         patience = context.request["early_stop_patience"]
         if patience and context.evaluator is not None:
-            score = stopping_fn_from_metric(self.VAL_METRIC_MEAN_DICE)
+
+            def score(evaluator: Any) -> float:
+                # the first process's: one that stopped alone would leave the others waiting
+                dice = float(evaluator.state.metrics[self.VAL_METRIC_MEAN_DICE])
+                shared: Any = idist.broadcast(dice, src=0)
+                return float(shared)
+
             context.evaluator.add_event_handler(
                 Events.EPOCH_COMPLETED, EarlyStopping(patience, score, context.trainer)
             )
@@ -389,16 +448,17 @@ class EspMedSamTrainTask(BasicTrainTask):
         """Nothing: the learner starts from what serves, whatever earlier runs left behind."""
 
 
-def _no_memory(options: TrainOptions) -> OutOfMemoryError:
-    smaller = max(1, options.train_batch_size // 2)
-    return OutOfMemoryError(
-        "there is not enough memory for the training",
-        remedy=(
-            f"Set train_batch_size to {smaller}"
-            if options.train_batch_size > 1
-            else "Set device to cpu, or stop what else runs on the GPU"
-        ),
-    )
+def _told_of(job: TrainJob) -> dict[str, Any]:
+    """What MLflow is told of a training."""
+    asked = {k: v for k, v in job.options.model_dump().items() if not k.startswith("tracking")}
+    return {
+        **asked,
+        "modality": job.modality.name,
+        "device": job.device,
+        "views": job.recipe.views,
+        "cases_train": len(job.train),
+        "cases_held_out": len(job.validation),
+    }
 
 
 def _job(context: Context) -> TrainJob:

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from support.discs import DISC, draw_discs
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import InputError, OutOfMemoryError
 from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.learning.learner import ModalityLearner
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.server import train_task
+from esp_medsam_app.server import train_task, train_tracking
 from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.local_datastore import SafeDatastore
 from esp_medsam_app.server.train_task import EspMedSamTrainTask
@@ -121,21 +123,68 @@ def test_a_candidate_that_is_no_better_is_kept_back(
     assert "0.99 is asked for" in version.reason
 
 
-def test_a_failed_training_leaves_what_serves_and_the_next_one_starts(
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ((ModalityLearner, "forward"), "Set train_batch_size to 2"),
+        ((train_task, "with_material"), "set device to cpu"),
+        ((train_task, "judge"), "set device to cpu"),
+    ],
+)
+def test_a_failed_training_leaves_what_serves_and_says_what_to_change(
     task: EspMedSamTrainTask,
     store: VersionStore,
     datastore: LocalDatastore,
     monkeypatch: pytest.MonkeyPatch,
+    place: tuple[Any, str],
+    remedy: str,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(OutOfMemoryError, match=remedy):
+        task(QUICK, datastore)
+    assert store.versions("disc")[1:] == []
+
+
+def test_after_a_failed_training_the_next_one_starts(
+    task: EspMedSamTrainTask, datastore: LocalDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("a defect")
+
     with monkeypatch.context() as patch:
         patch.setattr(train_task, "judge", fail)
-        with pytest.raises(OutOfMemoryError, match="train_batch_size to 2"):
+        with pytest.raises(ValueError, match="a defect"):
             task(QUICK, datastore)
-    assert store.versions("disc")[1:] == []
     assert task(QUICK, datastore)["version"] == 1
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_mlflow_draws_curves_and_no_training_is_lost_by_it(
+    task: EspMedSamTrainTask,
+    datastore: LocalDatastore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lost: bool,
+) -> None:
+    client = MagicMock()
+    if lost:
+        client.create_run.side_effect = ConnectionError("no such server")
+    monkeypatch.setattr(train_tracking, "_client", lambda uri: client)
+    stats = task({**QUICK, "tracking": "mlflow", "tracking_uri": "http://mlflow"}, datastore)
+    assert stats["version"] == 1
+    assert ("http://mlflow" in caplog.text) == lost
+    drawn = [call.kwargs["metrics"] for call in client.log_batch.call_args_list]
+    if lost:
+        assert drawn == []
+        return
+    curves = [{metric.key for metric in point} for point in drawn]
+    assert curves[:2] == [{"loss", "train_mean_dice", "val_mean_dice"}] * 2
+    assert [point[0].step for point in drawn[:2]] == [1, 2]
+    assert curves[2:] == [{"dice_before", "dice_after"}]
+    client.set_terminated.assert_called_once_with(client.create_run().info.run_id, "FINISHED")
 
 
 def test_held_out_cases_stay_held_out(
