@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from esp_medsam_app.data.alignment import check_alignment
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.names import case_name, unique_names
 from esp_medsam_app.data.reading import is_readable_name, read_image, read_label_map
@@ -105,20 +105,7 @@ def read_pair(pair: CasePair, modality: Modality) -> tuple[MedicalImage, Medical
     """
     image = read_image(pair.image)
     reference = read_reference(pair.label, modality, image.grid)
-    if image.grid.shape != reference.grid.shape:
-        raise InputError(
-            f"the label map has {_extent(reference.grid)} voxels, its image {pair.image.name} has "
-            f"{_extent(image.grid)}",
-            path=pair.label,
-            remedy="Resample the label map onto the image's grid",
-        )
-    if _apart(image.grid, reference.grid):
-        raise InputError(
-            f"the label map lies elsewhere in the patient than its image {pair.image.name}: "
-            "origin, spacing or orientation differ by more than half a voxel",
-            path=pair.label,
-            remedy="Resample the label map onto the image's grid, or mend its header",
-        )
+    check_alignment(reference.grid, image.grid, path=pair.label, image_name=pair.image.name)
     return image, reference
 
 
@@ -181,17 +168,3 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             )
         found[stem] = path
     return found
-
-
-def _extent(grid: Grid) -> str:
-    return " x ".join(map(str, grid.shape))
-
-
-def _apart(a: Grid, b: Grid) -> bool:
-    """Whether a corner of two grids of equal shape differs by more than half the finest spacing."""
-    if not (a.has_patient_space and b.has_patient_space):
-        return False
-    extents = [*a.shape, 1, 1][:3]
-    corners = np.array([(*c, 1) for c in product(*((0, n - 1) for n in extents))], dtype=np.float64)
-    distance = np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1)
-    return bool(distance.max() > 0.5 * min(a.spacing))

@@ -7,16 +7,18 @@ import logging
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from esp_medsam_app.active_learning.image_modalities import ImageModalities
 from esp_medsam_app.active_learning.leases import Leases
 from esp_medsam_app.active_learning.score_cache import ScoreCache
 from esp_medsam_app.server.background_scores import BackgroundScores
-from esp_medsam_app.server.image_scores import ImageScores
+from esp_medsam_app.server.image_scores import ImageScores, image_fingerprint
 from esp_medsam_app.server.scored_models import ScoredModels
 from esp_medsam_app.server.strategies import DESCRIPTIONS, FirstImage, RandomImage, ScoredImage
 
@@ -45,19 +47,50 @@ class ActiveLearning:
         self.leases = Leases(own / "leases.sqlite3")
         self.cache = ScoreCache(own / "scores.sqlite3")
         self.models = ScoredModels(tasks)
-        self.scores = ImageScores(self.models, self.cache, own / "scores.lock")
+        self.seen = ImageModalities(own / f"modalities_{self.models.reader()}.sqlite3")
+        self.scores = ImageScores(self.models, self.cache, self.seen, own / "scores.lock")
         self.datastore = datastore
         self.background = BackgroundScores(self.scores, datastore)
 
     def strategies(self) -> dict[str, Strategy]:
         """By the names that viewers show; `random` first, as it is their default."""
         chosen: dict[str, Strategy] = {
-            "random": RandomImage(self.leases),
-            "first": FirstImage(self.leases),
+            "random": RandomImage(self.leases, self.of_others),
+            "first": FirstImage(self.leases, self.of_others),
         }
         for name in DESCRIPTIONS:
-            chosen[name] = ScoredImage(name, self.leases, self.models, self.cache)
+            chosen[name] = ScoredImage(name, self.leases, self.of_others, self.models, self.cache)
         return chosen
+
+    def of_others(self, request: Mapping[str, Any], datastore: Datastore) -> set[str]:
+        """Images that are known to be of another modality than the one that is annotated."""
+        wanted = self.models.wanted(request, datastore)
+        if wanted is None or not self.models.told_apart(wanted):
+            return set()
+        try:
+            seen = self.seen.known()
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("What images are of is not known: %s: %s", self.seen.path, error)
+            return set()
+        return {image for image, of in seen.items() if wanted not in of.possible}
+
+    def was_read(self, image: str, modality: str) -> None:
+        """A model has read an image's modality from it."""
+        try:
+            self.seen.put(image, image_fingerprint(self.datastore(), image), [modality])
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("What images are of is not noted: %s: %s", self.seen.path, error)
+
+    def modality_of(self, image: str) -> str | None:
+        """The modality that an image is known to be of, as its file is now."""
+        try:
+            of = self.seen.known().get(image)
+            now = image_fingerprint(self.datastore(), image)
+        except (sqlite3.Error, OSError):
+            return None
+        if of is None or of.fingerprint != now or len(of.possible) != 1:
+            return None
+        return of.possible[0]
 
     def submitted(self, image: str) -> None:
         """A label of this image was submitted: nobody works on it any more."""

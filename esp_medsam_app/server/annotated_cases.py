@@ -19,7 +19,12 @@ from esp_medsam_app.evaluation.pairs import CasePair, read_pair
 from esp_medsam_app.evaluation.splits import patient_of
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
-from esp_medsam_app.server.submitted_labels import match_name, renumber, stored_names
+from esp_medsam_app.server.submitted_labels import (
+    match_name,
+    renumber,
+    stored_names,
+    told_modality,
+)
 from esp_medsam_app.weights.integrity import sha256_of
 
 FINAL = str(DefaultLabelTag.FINAL.value)
@@ -50,8 +55,9 @@ def annotated_cases(
 ) -> list[AnnotatedCase]:
     """The finished labels that are of this modality, by image id.
 
-    A label belongs to the model that it was submitted with. Without a model, the names in its
-    `label_info` decide, and without those it is taken for the modality that is trained.
+    A label belongs to the model that it was submitted with. Without a model of a single modality,
+    it belongs to the modality that was noted with it, else the names in its `label_info` decide,
+    and without those it is taken for the modality that is trained.
 
     Args:
         datastore: MONAI Label's.
@@ -65,8 +71,12 @@ def annotated_cases(
         info = datastore.get_label_info(image_id, FINAL)
         names = stored_names(info)
         matched = {value: match_name(name, modality.labels) for value, name in names.items()}
+        told = told_modality(info)
         if info.get("model") in models:
             if info["model"] != own:
+                continue
+        elif told is not None and model_name(told) in models:
+            if told != modality.name:
                 continue
         elif None in matched.values():
             continue

@@ -28,8 +28,9 @@ from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.active_learning import ActiveLearning
+from esp_medsam_app.server.auto_task import AutoInferTask
 from esp_medsam_app.server.batch import BatchInfer
-from esp_medsam_app.server.conf import AppConf, select_models
+from esp_medsam_app.server.conf import AppConf, model_name, select_models
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.killed_processes import explain_killed_processes
@@ -142,7 +143,7 @@ class EspMedSamApp(MONAILabelApp):
         try:
             return SafeDatastore(
                 self.studies,
-                SubmittedLabels(self._modalities),
+                SubmittedLabels(self._modalities, self._read_of, self._numberings),
                 extensions=_patterns(),
                 auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
                 read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
@@ -218,6 +219,9 @@ class EspMedSamApp(MONAILabelApp):
                 result = super().infer(
                     {**request, "image": str(source.path), "save_label": False}, datastore
                 )
+            if source.image_id and isinstance(self._infers[request["model"]], AutoInferTask):
+                # the labels that are submitted for it later are of that modality
+                self.active_learning.was_read(source.image_id, result["params"]["modality"])
             result["tag"] = tag
             if request.get("save_label") and source.image_id:
                 result["label"] = _save(datastore, source, result, request["model"])
@@ -271,14 +275,34 @@ class EspMedSamApp(MONAILabelApp):
         return dict(super().next_sample(request))
 
     def _modalities(self) -> dict[str, Modality]:
-        """The modality of each model, of those that are only trained yet too."""
+        """The modality of each model, of those that are only trained yet too.
+
+        The model that reads the modality from the image stands for those that it chooses from.
+        """
         tasks = {**self._trainers, **self._infers}
         modalities = {name: getattr(task, "modality", None) for name, task in tasks.items()}
+        for task in self._infers.values():
+            if isinstance(task, AutoInferTask):
+                modalities |= {model_name(name): m for name, m in task.modalities.items()}
         return {
             name: modality
             for name, modality in modalities.items()
             if isinstance(modality, Modality) and modality.name != AUTO
         }
+
+    def _numberings(self) -> dict[str, dict[str, int]]:
+        """The labels of the model that is of no single modality."""
+        return {
+            name: dict(task.modality.labels)
+            for name, task in self._infers.items()
+            if isinstance(task, AutoInferTask)
+        }
+
+    def _read_of(self, image: Path) -> str | None:
+        """The modality that an image of the datastore's folder was read to be of."""
+        datastore = self.datastore()
+        assert isinstance(datastore, SafeDatastore)
+        return self.active_learning.modality_of(datastore._to_id(image.name)[0])
 
     def _is_up_to_date(self, model: str, answer: Mapping[str, Any]) -> bool:
         """Whether a model's answer came from the weights that serve now."""

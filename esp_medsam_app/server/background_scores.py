@@ -112,6 +112,7 @@ class BackgroundScores:
         images = set(datastore.list_images())
         if self._images - images:
             cache.retain(images)
+            self.scores.seen.retain(images)
         self._images = images
         return count
 

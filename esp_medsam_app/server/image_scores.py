@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,11 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import Datastore
 
+from esp_medsam_app.active_learning.image_modalities import ImageModalities, ImageModality
 from esp_medsam_app.active_learning.score_cache import ScoreCache, ScoreKey, fingerprint
 from esp_medsam_app.active_learning.strategies import Candidate, by_chance
+from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import InputError, OutOfMemoryError, UnknownNameError, WeightsError
 from esp_medsam_app.server.scored_models import ScoredModels
 
@@ -39,15 +43,20 @@ class ImageScores:
     Args:
         models: what assesses.
         cache: for the scores.
+        seen: for what images are of.
         lock: path of the lock file.
     """
 
-    def __init__(self, models: ScoredModels, cache: ScoreCache, lock: Path) -> None:
+    def __init__(
+        self, models: ScoredModels, cache: ScoreCache, seen: ImageModalities, lock: Path
+    ) -> None:
         self.models = models
         self.cache = cache
+        self.seen = seen
         self.lock = lock
         # failures that may be ours: tried again after a restart
         self._given_up: dict[str, str] = {}
+        self._blind = False
 
     def score_missing(
         self,
@@ -58,7 +67,8 @@ class ImageScores:
         """Assess the images that have no score under the weights that serve now.
 
         Those without a label come first; the others are needed for what they look like. An image
-        that fails is named in the log and left alone until its file changes.
+        that fails is named in the log and left alone until its file changes. So is, silently, one
+        of another modality.
 
         Args:
             modality: one of the models'.
@@ -89,6 +99,8 @@ class ImageScores:
     ) -> int:
         version = self.models.version(modality)
         known, failed = self.cache.known(modality, version), self.cache.failed()
+        told_apart = self.models.told_apart(modality)
+        seen = self.seen.known() if told_apart else {}
         count = 0
         for image in _in_order(datastore):
             try:
@@ -97,19 +109,36 @@ class ImageScores:
                 continue  # removed meanwhile
             if mark in (known.get(image), failed.get(image), self._given_up.get(image)):
                 continue
+            of = seen.get(image)
+            if of is not None and of.fingerprint != mark:
+                of = None
+            if of is not None and modality not in of.possible:
+                continue
             before_pass()
             if self.models.version(modality) != version:
                 break  # the next call goes on with the new weights
             if not count:
                 logger.info("Assessing images for %s in the background", modality)
-            count += self._score(ScoreKey(image, mark, modality, version), datastore, before_pass)
+            key = ScoreKey(image, mark, modality, version)
+            count += self._score(key, datastore, before_pass, look=told_apart and of is None)
         return count
 
-    def _score(self, key: ScoreKey, datastore: Datastore, before_pass: Callable[[], None]) -> bool:
+    def _score(
+        self,
+        key: ScoreKey,
+        datastore: Datastore,
+        before_pass: Callable[[], None],
+        *,
+        look: bool,
+    ) -> bool:
+        """Assess an image; before that, look whether it is of the modality at all."""
         try:
             with image_file(datastore, key.image) as path:
-                version, assessment = self.models.assess(key.modality, path, before_pass)
-        except (StoppedError, WeightsError, OutOfMemoryError, UnknownNameError):
+                image = read_image(path)
+                if look and not self._may_be_of(key, image):
+                    return False
+                version, assessment = self.models.assess(key.modality, image, before_pass)
+        except (StoppedError, WeightsError, OutOfMemoryError, UnknownNameError, sqlite3.Error):
             raise
         except InputError as error:
             logger.warning("Image %r cannot be assessed: %s", key.image, error)
@@ -123,6 +152,18 @@ class ImageScores:
         # what really looked at it: new weights may have come in between
         self.cache.put(ScoreKey(key.image, key.fingerprint, key.modality, version), assessment)
         return True
+
+    def _may_be_of(self, key: ScoreKey, image: MedicalImage) -> bool:
+        """Whether an image may be of a modality; what it is of is noted."""
+        try:
+            of = ImageModality(key.fingerprint, self.models.read(key.modality, image))
+        except WeightsError as error:
+            if not self._blind:
+                logger.warning("What images are of is not looked at: %s", error)
+            self._blind = True
+            return True
+        self.seen.put(key.image, *of)
+        return key.modality in of.possible
 
 
 @contextmanager

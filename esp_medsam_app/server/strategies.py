@@ -7,7 +7,7 @@ import random
 import sqlite3
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
@@ -25,20 +25,32 @@ DESCRIPTIONS = {
     "hybrid": "An image that the model is unsure of and that is unlike those annotated",
 }
 
+OfOthers = Callable[[Mapping[str, Any], Datastore], set[str]]
+
 logger = logging.getLogger(__name__)
+
+
+def _of_nobody(request: Mapping[str, Any], datastore: Datastore) -> set[str]:
+    del request, datastore
+    return set()
 
 
 class LeasedStrategy(Strategy):
     """Puts the images without a label in an order, and offers the first that nobody works on.
 
+    Images of another modality than the one that is annotated come last. They are not left out:
+    tags may be wrong, and looks deceive.
+
     Args:
         description: for viewers.
         leases: who works on what.
+        of_others: the images that are known to be of another modality than a request is about.
     """
 
-    def __init__(self, description: str, leases: Leases) -> None:
+    def __init__(self, description: str, leases: Leases, of_others: OfOthers = _of_nobody) -> None:
         super().__init__(description)
         self.leases = leases
+        self.of_others = of_others
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """The image's `id`; none if all have labels.
@@ -51,7 +63,11 @@ class LeasedStrategy(Strategy):
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
         if not images:
             return None
-        order = self.order(sorted(images), request, datastore)
+        others = self.of_others(request, datastore)
+        order = []
+        for group in (set(images) - others, set(images) & others):
+            if group:
+                order += self.order(sorted(group), request, datastore)
         client = str(request.get("client_id") or request.get("user") or "")
         try:
             image = self.leases.take(order, client)
@@ -73,8 +89,8 @@ class RandomImage(LeasedStrategy):
     MONAI Label's own fails when the only image left was shown within the same second.
     """
 
-    def __init__(self, leases: Leases) -> None:
-        super().__init__("An image without a label, by chance", leases)
+    def __init__(self, leases: Leases, of_others: OfOthers = _of_nobody) -> None:
+        super().__init__("An image without a label, by chance", leases, of_others)
 
     def order(
         self, images: list[str], request: Mapping[str, Any], datastore: Datastore
@@ -94,8 +110,8 @@ class RandomImage(LeasedStrategy):
 class FirstImage(LeasedStrategy):
     """By name."""
 
-    def __init__(self, leases: Leases) -> None:
-        super().__init__("The first image without a label, by name", leases)
+    def __init__(self, leases: Leases, of_others: OfOthers = _of_nobody) -> None:
+        super().__init__("The first image without a label, by name", leases, of_others)
 
     def order(
         self, images: list[str], request: Mapping[str, Any], datastore: Datastore
@@ -113,12 +129,20 @@ class ScoredImage(LeasedStrategy):
     Args:
         name: one of `STRATEGIES`.
         leases: who works on what.
+        of_others: see `LeasedStrategy`.
         models: which modality's scores count, and under which weights.
         cache: of the scores.
     """
 
-    def __init__(self, name: str, leases: Leases, models: ScoredModels, cache: ScoreCache) -> None:
-        super().__init__(DESCRIPTIONS[name], leases)
+    def __init__(
+        self,
+        name: str,
+        leases: Leases,
+        of_others: OfOthers,
+        models: ScoredModels,
+        cache: ScoreCache,
+    ) -> None:
+        super().__init__(DESCRIPTIONS[name], leases, of_others)
         self.rule = STRATEGIES[name]
         self.models = models
         self.cache = cache

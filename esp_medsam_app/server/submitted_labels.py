@@ -11,13 +11,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esp_medsam_app.data.alignment import check_alignment
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.names import label_map_suffix
 from esp_medsam_app.data.reading import read_image, read_label_map
@@ -35,10 +35,20 @@ class SubmittedLabels:
 
     Args:
         models: the modality of each model, by the model's name.
+        read: the modality that an image is known to be of, if it is.
+        numberings: the labels of models that are of no single modality, likewise: what values
+            without names mean.
     """
 
-    def __init__(self, models: Callable[[], Mapping[str, Modality]]) -> None:
+    def __init__(
+        self,
+        models: Callable[[], Mapping[str, Modality]],
+        read: Callable[[Path], str | None] = lambda image: None,
+        numberings: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
+    ) -> None:
         self._models = models
+        self._read = read
+        self._numberings = numberings
 
     @contextmanager
     def __call__(
@@ -46,10 +56,12 @@ class SubmittedLabels:
     ) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The file to keep and its info, for the time of a `with` block.
 
-        The file is the very one that came, unless its values change. With a modality, `label_info`
-        gets that one's labels in their order (`name`, `idx` the voxel value), and what the client
-        had said of them; what it had sent is `submitted_label_info` where values changed. The
-        modality is `info["model"]`'s, or else the only one that has all the names.
+        The file is the very one that came, unless its values change. With a modality, `modality` is
+        its name, and `label_info` gets its labels in their order (`name`, `idx` the voxel value),
+        and what the client had said of them; what it had sent is `submitted_label_info` where
+        values changed. The modality is `info["model"]`'s, or else the only one that has all the
+        names. Where several have them, or nothing is drawn, it is the one that the image is of, as
+        the model that reads it from the image found.
 
         Raises:
             InputError: not a label map, not on the image's grid, values without a name, or names
@@ -58,8 +70,8 @@ class SubmittedLabels:
         grid = _grid_of(image)
         given = read_label_map(label, grid)
         if grid is not None:
-            check_grid(given.grid, grid)
-        kept, info = self._renumbered(given, info, _header_names(label))
+            check_alignment(given.grid, grid)
+        kept, info = self._renumbered(given, image, info, _header_names(label))
         if kept is given.voxels:
             yield label, info
             return
@@ -71,14 +83,19 @@ class SubmittedLabels:
             yield write_label_map(Path(folder) / f"label{suffix}", kept, grid), info
 
     def _renumbered(
-        self, given: MedicalImage, info: Mapping[str, Any], certain: dict[int, str]
+        self, given: MedicalImage, image: Path, info: Mapping[str, Any], certain: dict[int, str]
     ) -> tuple[NDArray[np.integer], dict[str, Any]]:
         """Voxels (the very array if nothing changes) and info to keep."""
         models = self._models()
         entries = _entries(info.get("label_info"))
         readings = [certain] if certain else _readings(entries)
+        numbering = self._numberings().get(str(info.get("model")))
+        if numbering and not readings:
+            readings = [{value: name for name, value in numbering.items()}]
         used = _used(given.voxels)
         modality = models.get(str(info.get("model"))) or self._by_names(readings, used)
+        if modality is None and readings:
+            modality = self._by_image(image, info, readings, used)
         labels = modality.labels if modality is not None else {}
         names = _chosen(readings, used, labels) if readings else _own_names(labels, used)
         if modality is None:
@@ -89,7 +106,7 @@ class SubmittedLabels:
         listed = [
             {**told.get(name, {}), "name": name, "idx": value} for name, value in labels.items()
         ]
-        result = {**info, "label_info": listed}
+        result = {**info, "label_info": listed, "modality": modality.name}
         if changed and entries:
             result["submitted_label_info"] = info["label_info"]
             logger.info("Renumbered a label map of %s: %s", modality.name, names)
@@ -103,6 +120,22 @@ class SubmittedLabels:
         everything = {name for names in readings for name in names.values()}
         in_use = {names[value] for names in readings for value in used if value in names}
         return modality_of_names(everything, modalities) or modality_of_names(in_use, modalities)
+
+    def _by_image(
+        self,
+        image: Path,
+        info: Mapping[str, Any],
+        readings: Sequence[Mapping[int, str]],
+        used: Sequence[int],
+    ) -> Modality | None:
+        """The modality that the image is of, if it has the names in use."""
+        name = told_modality(info) or self._read(image)
+        in_use = {names[value] for names in readings for value in used if value in names}
+        for modality in self._models().values():
+            if modality.name == name:
+                labels = modality.labels
+                return modality if all(_target(n, labels) is not None for n in in_use) else None
+        return None
 
 
 def renumber(
@@ -166,6 +199,13 @@ def modality_of_names(names: set[str], modalities: Iterable[Modality]) -> Modali
     return next(iter(found.values())) if len(found) == 1 else None
 
 
+def told_modality(info: Mapping[str, Any]) -> str | None:
+    """The modality that a label's info names: noted with it, or in the answer that it came from."""
+    answer = info.get("params")
+    told = info.get("modality") or (isinstance(answer, Mapping) and answer.get("modality"))
+    return told if isinstance(told, str) else None
+
+
 def stored_names(info: Mapping[str, Any]) -> dict[int, str]:
     """What the values of a label in the datastore stand for, by its info; empty if not told.
 
@@ -178,42 +218,6 @@ def stored_names(info: Mapping[str, Any]) -> dict[int, str]:
     params = info.get("params")
     names = params.get("label_names") if isinstance(params, Mapping) else None
     return {int(value): name for name, value in names.items()} if names else {}
-
-
-def check_grid(label: Grid, image: Grid) -> None:
-    """Whether a label map lies on its image, voxel on voxel.
-
-    Raises:
-        InputError: shapes differ, or corners lie apart by more than half the finest spacing where
-            both know the patient's space; says what differs.
-    """
-    remedy = "Resample the label map onto the image's grid"
-    if label.shape != image.shape:
-        raise InputError(
-            f"its shape is {_extent(label.shape)} voxels, the image's is {_extent(image.shape)}",
-            remedy=remedy,
-        )
-    if not (label.has_patient_space and image.has_patient_space):
-        return
-    tolerance = 0.5 * min(image.spacing)
-    corners = np.array([(*c, 1) for c in product(*((0, n - 1) for n in [*image.shape, 1, 1][:3]))])
-    apart = np.linalg.norm((corners @ (label.affine - image.affine).T)[:, :3], axis=1)
-    if apart.max() <= tolerance:
-        return
-    turned, straight = _directions(label), _directions(image)
-    one: Sequence[float]
-    other: Sequence[float]
-    if not np.allclose(label.spacing, image.spacing, rtol=1e-3):
-        what, one, other = "spacing", label.spacing, image.spacing
-    elif not np.allclose(turned, straight, atol=1e-2):
-        what, one, other = "orientation", turned.T.ravel().tolist(), straight.T.ravel().tolist()
-    else:
-        what, one, other = "origin", label.affine[:3, 3].tolist(), image.affine[:3, 3].tolist()
-    raise InputError(
-        f"its {what} is ({_numbers(one)}), the image's is ({_numbers(other)}): the two lie "
-        "elsewhere in the patient",
-        remedy=remedy,
-    )
 
 
 def _as_it_came(
@@ -348,16 +352,3 @@ def _target(name: str, labels: Mapping[str, int]) -> int | None:
 
 def _used(voxels: NDArray[np.integer]) -> list[int]:
     return [int(value) for value in np.unique(voxels) if value]
-
-
-def _directions(grid: Grid) -> NDArray[np.float64]:
-    matrix = grid.affine[:3, :3]
-    return np.asarray(matrix / np.linalg.norm(matrix, axis=0))
-
-
-def _extent(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)

@@ -36,9 +36,10 @@ TRAINING_SECONDS = 400
 class School:
     """The server, what it works on and the truth."""
 
-    def __init__(self, process: ServerProcess, drawn: Path) -> None:
+    def __init__(self, process: ServerProcess, drawn: Path, app: Path) -> None:
         self.url = process.url
         self.drawn = drawn
+        self.app = app
 
     def truth(self, case: str) -> np.ndarray:
         return np.asarray(Image.open(self.drawn / "labels" / f"{case}.png"))
@@ -63,8 +64,9 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
     (folder / "modalities" / "disc.yaml").write_text(YAML)
     log = folder / "log.txt"
     with log.open("wb") as output:
+        app = copy_app(folder)
         process = start_server(
-            copy_app(folder),
+            app,
             str(drawn / "images"),
             port=0,
             conf={
@@ -79,7 +81,7 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
         )
     try:
         process.wait_until_ready(START_SECONDS)
-        yield School(process, drawn)
+        yield School(process, drawn, app)
     finally:
         process.stop()
         print(log.read_text(errors="replace")[-20_000:])
@@ -141,9 +143,11 @@ def test_labels_make_the_model_and_an_admin_goes_back(
         # the segment's name as a person types it
         params = {"label_info": [{"name": "Disc", "idx": 1}], "model": DISC, "client_id": "tests"}
         client.save_label(case, str(school.drawn / "labels" / f"{case}.png"), params=params)
-    client.train_start(DISC, QUICK)
+    # with curves, as viewers ask for them
+    client.train_start(DISC, {**QUICK, "tracking": "mlflow"})
     ended = wait_for(client, "DONE", "ERROR")
     assert ended["status"] == "DONE", "\n".join(ended["details"])
+    assert (school.app / "model" / "training" / "mlflow.db").stat().st_size
     assert any("of 12: loss" in line for line in ended["details"])
     assert any("serves: mean Dice" in line for line in ended["details"])
     info = client.info()
@@ -180,3 +184,36 @@ def test_a_killed_training_leaves_what_serves_and_the_next_one_starts(
     assert ended["status"] == "DONE", "\n".join(ended["details"])
     assert any("kept back" in line for line in ended["details"])
     assert mask(client, DISC, "case6")[0] == before
+
+
+def test_labels_are_submitted_while_a_scoring_runs_and_none_is_lost(
+    client: MONAILabelClient, school: School
+) -> None:
+    """MONAI Label's own datastore forgets what is submitted while its scoring process runs."""
+
+    def submit(case: str, tag: str, number: int) -> None:
+        params = {"label_info": [{"name": "Disc", "idx": 1}], "model": DISC, "number": number}
+        client.save_label(case, str(school.drawn / "labels" / f"{case}.png"), tag, params)
+
+    def ask(method: str, path: str, **params: Any) -> requests.Response:
+        return requests.request(method, f"{school.url}{path}", params=params, timeout=60)
+
+    for case in LABELLED:
+        submit(case, "final", 0)
+        submit(case, "original", 0)
+    # in a process of its own, which computes the Dice of all images and writes them down
+    assert ask("POST", "/scoring/dice").status_code == 200
+    rounds = 0
+    deadline = time.monotonic() + TRAINING_SECONDS
+    while (ended := ask("GET", "/scoring/").json())["status"] in ("SUBMITTED", "RUNNING"):
+        rounds += 1
+        for case in LABELLED:
+            submit(case, "final", rounds)
+        assert time.monotonic() < deadline
+    assert rounds
+    assert ended["status"] == "DONE", ended
+    for case in LABELLED:
+        info = ask("GET", "/datastore/label/info", label=case, tag="final").json()
+        assert info["number"] == rounds
+        assert info["label_info"] == [{"name": "disc", "idx": 1}]
+        assert ask("GET", "/datastore/image/info", image=case).json()["dice"] == 1

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from support.fake_server import FakeSegmenters
+from support.bundles import bundle_of
+from support.fake_server import ORGANS, FakeSegmenters
 
 from esp_medsam_app.active_learning.score_cache import ScoreKey
+from esp_medsam_app.errors import WeightsError
 from esp_medsam_app.inference.assessment import Assessment
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.scored_models import ScoredModels
@@ -208,3 +210,65 @@ def test_a_volume_is_shown_as_well(client: TestClient, app: EspMedSamApp, studie
     app.datastore().refresh()
     app.active_learning.background.round()
     assert ask(client, "uncertainty", "anna")["id"] == "ct"
+
+
+# --- images of another modality ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_images_of_another_modality_come_last_and_are_not_assessed(
+    client: TestClient, app: EspMedSamApp, segmenters: FakeSegmenters, studies: Path, strategy: str
+) -> None:
+    segmenters.modality_of = {"bright": "ct_organs", "dark": "spots"}
+    submit(client, studies, "dim", model="esp_medsam_spots")
+    assert app.active_learning.background.round() == 3
+    assert sorted(Path(path).stem for path in segmenters.assessed) == ["dark", "dim", "grey"]
+    assert app.active_learning.background.round() == 0  # nothing is looked at again
+    assert len(segmenters.assessed) == 3
+    given = [ask(client, strategy, who)["id"] for who in "abc"]
+    assert given[2] == "bright"
+
+
+def test_without_a_hint_of_what_is_annotated_every_image_counts(
+    client: TestClient, app: EspMedSamApp, segmenters: FakeSegmenters
+) -> None:
+    segmenters.modality_of = dict.fromkeys(BRIGHTNESS, "spots")
+    segmenters.modality_of["grey"] = "ct_organs"
+    app.active_learning.background.round()
+    assert ask(client, "first", "anna")["id"] == "bright"
+
+
+def test_a_modality_that_cannot_be_read_from_images_takes_all(
+    client: TestClient, app: EspMedSamApp, segmenters: FakeSegmenters, studies: Path
+) -> None:
+    """One by YAML: the classifier does not know it, and would take its images for others."""
+    segmenters.modality_of = {"bright": "ct_organs"}
+    segmenters.bundle = bundle_of(ORGANS)
+    submit(client, studies, "dim", model="esp_medsam_spots")
+    assert app.active_learning.background.round() == 4
+    assert ask(client, "first", "anna")["id"] == "bright"
+
+
+def test_another_file_is_looked_at_again(
+    client: TestClient, app: EspMedSamApp, segmenters: FakeSegmenters, studies: Path
+) -> None:
+    submit(client, studies, "dim", model="esp_medsam_spots")
+    segmenters.modality_of = {"bright": "ct_organs"}
+    app.active_learning.background.round()
+    segmenters.modality_of = {"bright": "spots"}
+    Image.fromarray(np.full((9, 12), 201, np.uint8)).save(studies / "bright.png")
+    assert app.active_learning.background.round() == 1
+
+
+def test_a_damaged_classifier_does_not_stop_the_scores(
+    app: EspMedSamApp,
+    segmenters: FakeSegmenters,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: Any) -> None:
+        raise WeightsError("damaged")
+
+    monkeypatch.setattr(segmenters, "read_modality", fail)
+    assert app.active_learning.background.round() == 4
+    assert caplog.text.count("What images are of is not looked at: damaged") == 1

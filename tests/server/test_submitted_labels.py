@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.fake_server import AFFINE, ORGANS, SPOTS, detail
 
-from esp_medsam_app.data.image import LPS, Grid
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.submitted_labels import (
     SubmittedLabels,
-    check_grid,
     match_name,
     modality_of_names,
     renumber,
@@ -243,33 +241,6 @@ def test_slicer_s_own_format_says_what_its_values_are(tmp_path: Path) -> None:
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(kept))).ravel().tolist() == [2, 1]
 
 
-MOVED, SCALED, FLIPPED = AFFINE.copy(), AFFINE.copy(), AFFINE.copy()
-MOVED[0, 3] += 5
-SCALED[:3, :3] *= 1.5
-FLIPPED[:3, 2] *= -1
-
-
-@pytest.mark.parametrize(
-    ("label", "told"),
-    [
-        (Grid((4, 5, 7), AFFINE), "shape is 4 x 5 x 7 voxels, the image's is 4 x 5 x 6"),
-        (Grid((4, 5, 6), MOVED), r"origin is \(35, -40, 7\), the image's is \(30, -40, 7\)"),
-        (Grid((4, 5, 6), SCALED), "spacing is"),
-        (Grid((4, 5, 6), FLIPPED), "orientation is"),
-    ],
-)
-def test_other_grids_are_told(label: Grid, told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        check_grid(label, Grid((4, 5, 6), AFFINE))
-
-
-def test_grids_within_rounding_are_the_same() -> None:
-    near = AFFINE.copy()
-    near[0, 3] += 0.4  # less than half of 1.5 mm
-    check_grid(Grid((4, 5, 6), near), Grid((4, 5, 6), AFFINE))
-    check_grid(Grid((4, 5), LPS, False), Grid((4, 5), AFFINE))
-
-
 def test_an_image_that_cannot_be_read_does_not_cost_the_label(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -333,7 +304,7 @@ def test_bad_labels_are_refused_and_the_old_one_stays(
     cases: list[tuple[bytes | np.ndarray, dict[str, Any], str]] = [
         (spleen.read_bytes()[:60], {}, "the submitted label map: "),
         (b"", {}, "empty"),
-        (np.ones((6, 5, 3), np.uint8), {}, "shape is 6 x 5 x 3 voxels"),
+        (np.ones((6, 5, 3), np.uint8), {}, "label map has 6 x 5 x 3 voxels"),
         (np.full((6, 5, 4), 0.5, np.float32), {}, "fractions"),
         (np.ones((6, 5, 4), np.uint8), {"label_info": [{"name": "knee"}],
                                         "model": "esp_medsam_ct_organs"}, "no label 'knee'"),

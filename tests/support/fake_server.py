@@ -10,6 +10,7 @@ from support.bundles import bundle_of
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.inference.assessment import Assessment
+from esp_medsam_app.inference.modality_reader import ModalityReading
 from esp_medsam_app.modalities import Modality
 
 ORGANS = Modality(
@@ -30,6 +31,7 @@ class FakeSegmenters:
         self.calls = 0
         self.error: BaseException | None = None
         self.assessed: list[str] = []
+        self.modality_of: dict[str, str] = {}
         self.bundle = bundle_of(ORGANS, SPOTS)
         self.versions = None
 
@@ -54,6 +56,12 @@ class FakeSegmenters:
             raise self.error
         grey = float(image.voxels.mean()) / 255
         return Assessment(grey, grey, grey, np.array([grey, 0], np.float32), 1)
+
+    def read_modality(self, image: MedicalImage) -> ModalityReading:
+        """Whatever was set for a file's stem; else it cannot be told."""
+        assert image.path is not None
+        name = self.modality_of.get(image.path.stem)
+        return ModalityReading(name, 1.0 if name else 0.0, dict.fromkeys(self.bundle.modalities, 0))
 
     def version(self, modality: str) -> int:
         return 3
