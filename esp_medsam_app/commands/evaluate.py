@@ -15,7 +15,9 @@ from esp_medsam_app.commands.runtime import (
     BatchSizeOption,
     BundleOption,
     DeviceOption,
+    FastOption,
     ModalityOption,
+    PrecisionOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -78,6 +80,8 @@ def register(app: typer.Typer) -> None:
         bundle: BundleOption = None,
         device: DeviceOption = "auto",
         batch_size: BatchSizeOption = None,
+        precision: PrecisionOption = "auto",
+        fast: FastOption = True,
     ) -> None:
         """Compare predictions with reference label maps.
 
@@ -102,7 +106,7 @@ def register(app: typer.Typer) -> None:
             _check_report_file(json)
         if predictions is not None:
             _check_predictions_folder(predictions, pairs)
-        segmenter = runtime.make_segmenter(bundle, device, batch_size)
+        segmenter = runtime.make_segmenter(bundle, device, batch_size, precision, fast)
         chosen = segmenter.bundle.modality(modality)
         check_references(pairs, chosen)
         rivals = (

@@ -42,18 +42,45 @@ BatchSizeOption = Annotated[
         "--batch-size", min=1, metavar="N", help="Slices a pass; chosen by the device if not given."
     ),
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="auto, float32 or bfloat16; auto takes bfloat16 where the device is fast at it.",
+    ),
+]
+FastOption = Annotated[
+    bool,
+    typer.Option(
+        "--fast/--plain",
+        help="By the fused encoder, which gives the same masks sooner, or by the plain network.",
+    ),
+]
 
 
-def make_segmenter(bundle: Path | None, device: str, batch_size: int | None) -> Segmenter:
+def make_segmenter(
+    bundle: Path | None,
+    device: str,
+    batch_size: int | None,
+    precision: str = "auto",
+    fast: bool = True,
+) -> Segmenter:
     """The segmenter of a command; the one place where the commands load weights.
 
-    Raises WeightsError for a bundle that cannot be used.
+    Raises WeightsError for a bundle that cannot be used, InputError for a device or a precision
+    that is not there.
     """
     # torch takes seconds to import: not for `--help`
     from esp_medsam_app.inference import Segmenter
     from esp_medsam_app.weights import load_bundle
 
-    return Segmenter(load_bundle(bundle), device=device, batch_size=batch_size)
+    return Segmenter(
+        load_bundle(bundle),
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        fast=fast,
+    )
 
 
 class Screen:

@@ -15,6 +15,8 @@ from esp_medsam_app.commands.runtime import (
     BatchSizeOption,
     BundleOption,
     DeviceOption,
+    FastOption,
+    PrecisionOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -82,6 +84,8 @@ def register(app: typer.Typer) -> None:
         bundle: BundleOption = None,
         device: DeviceOption = "auto",
         batch_size: BatchSizeOption = None,
+        precision: PrecisionOption = "auto",
+        fast: FastOption = True,
     ) -> None:
         """Segment images and volumes.
 
@@ -93,7 +97,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.inference.modality_reader import AUTO
 
         runtime.ensure_writable_folder(output)
-        segmenter = runtime.make_segmenter(bundle, device, batch_size)
+        segmenter = runtime.make_segmenter(bundle, device, batch_size, precision, fast)
         failed = segment_all(
             paths,
             segmenter,

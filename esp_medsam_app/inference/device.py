@@ -8,6 +8,8 @@ import torch
 
 from esp_medsam_app.errors import InputError
 
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """The device of a name; `auto` takes the first GPU there is, else the CPU.
@@ -32,12 +34,31 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type to compute in: `float32`, `bfloat16`, or `auto` for what the device is fast at.
+
+    Raises:
+        InputError: no such precision.
+    """
+    if name == "auto":
+        return autocast_type(device) or torch.float32
+    if name not in _PRECISIONS:
+        raise InputError(
+            f"there is no precision {name!r}", remedy=f"Use auto, {' or '.join(_PRECISIONS)}"
+        )
+    return _PRECISIONS[name]
+
+
+def cast_to(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """A context in which products on this device are of this type."""
+    if dtype is torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context of `autocast_type`'s precision on this device."""
-    precision = autocast_type(device)
-    if precision is None:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=precision)
+    return cast_to(autocast_type(device) or torch.float32, device)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:

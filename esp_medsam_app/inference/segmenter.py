@@ -20,7 +20,8 @@ from esp_medsam_app.inference.assessment import (
     assess_slicewise,
     nothing_found,
 )
-from esp_medsam_app.inference.device import autocast, choose_device
+from esp_medsam_app.inference.device import cast_to, choose_device, choose_precision
+from esp_medsam_app.inference.fast_network import FastNetwork
 from esp_medsam_app.inference.modality_reader import ModalityReading, looking, read_modality
 from esp_medsam_app.inference.slicewise import OnSlice, batch_size_for, segment_slicewise
 from esp_medsam_app.modalities import Modality
@@ -43,19 +44,32 @@ class Segmenter:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device by default. Halved, down to 1, when
             memory does not suffice.
+        precision: `auto`, `float32` or `bfloat16`; `auto` takes bfloat16 where the device
+            multiplies in it.
+        fast: by the fused encoder, the same function to rounding; else by the plain one.
 
     Raises:
         WeightsError: a weight file is missing, damaged or does not fit.
-        InputError: there is no such device.
+        InputError: there is no such device, or no such precision.
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str = "auto", batch_size: int | None = None
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        precision: str = "auto",
+        fast: bool = True,
     ) -> None:
         self.bundle = bundle
         self.device = choose_device(device)
         self.batch_size = batch_size or batch_size_for(self.device)
+        self.dtype = choose_precision(precision, self.device)
         self._network = bundle.load_network().to(self.device)
+        self._fast: FastNetwork | None = None
+        if fast and isinstance(self._network.encoder, TinyViT):
+            self._fast = FastNetwork(self._network, self.dtype)
         self._classifier: ModalityClassifier | None = None
         self._turn = threading.Lock()
 
@@ -83,6 +97,8 @@ class Segmenter:
             if name not in network.modalities or before[file] != after[file]:
                 bundle.load_modality(network, name)
         network.requires_grad_(False)
+        if self._fast is not None:
+            other._fast = self._fast.on(network)
         return other
 
     def segment(
@@ -206,13 +222,16 @@ class Segmenter:
         return sum(used.values())
 
     def _run(self, tiles: Tensor, modality: str) -> Tensor:
-        with self._turn, torch.inference_mode(), autocast(self.device):
-            return self._network(tiles.to(self.device), modality).mask_logits.float()
+        with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
+            return self._pass(tiles.to(self.device), modality).mask_logits.float()
 
     def _look_through(self, tiles: Tensor, modality: Modality) -> Segmentation:
-        with self._turn, torch.inference_mode(), autocast(self.device):
+        with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
             tiles = tiles.to(self.device)
             if modality.name not in self.bundle.modalities:
                 return nothing_found(self._network.encoder(tiles), len(modality.labels))
-            segmentation: Segmentation = self._network(tiles, modality.name)
-            return segmentation
+            return self._pass(tiles, modality.name)
+
+    def _pass(self, tiles: Tensor, modality: str) -> Segmentation:
+        segmentation: Segmentation = (self._fast or self._network)(tiles, modality)
+        return segmentation

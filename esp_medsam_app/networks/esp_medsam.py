@@ -156,9 +156,20 @@ class EspMedSam(nn.Module):
         return self.encoder(image) if controller is None else self.encoder(image, controller)
 
     def decode(
-        self, embedding: Tensor, modality: str, query: int | None = None
+        self,
+        embedding: Tensor,
+        modality: str,
+        query: int | None = None,
+        position: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mask logits `[B, queries, 4 E, 4 E]` and patch logits `[B, 1, E/2, E/2]` if any."""
+        """Mask logits `[B, queries, 4 E, 4 E]` and patch logits `[B, 1, E/2, E/2]` if any.
+
+        Args:
+            embedding: `[B, 256, E, E]`.
+            modality: its name.
+            query: decode this query alone.
+            position: what `position` gives for such an embedding, from an earlier call.
+        """
         queries = self.queries[modality]
         assert isinstance(queries, ModalityQueries)
         patch_logits: Tensor | None = None
@@ -166,11 +177,12 @@ class EspMedSam(nn.Module):
             prompt, patch_logits = self.patch_prompt_generator(embedding)
         else:
             prompt = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        position = self._position(embedding)
+        if position is None:
+            position = self.position(embedding)
         # SAM's no_mask_embed is not added: the dense prompt takes its place.
         return self.decoder(embedding + prompt, position, queries, query), patch_logits
 
-    def _position(self, embedding: Tensor) -> Tensor:
+    def position(self, embedding: Tensor) -> Tensor:
         """SAM's dense positional encoding `[1, 256, E, E]`, in float32 whatever the precision.
 
         Its frequencies reach many turns across the image: bfloat16 would leave their phase open.
@@ -199,8 +211,11 @@ class EspMedSam(nn.Module):
             modality = self.modalities[0]
         embedding = self.embed(image, modality)
         masks, patch_logits = self.decode(embedding, modality, query)
-        if masks.shape[-2:] != image.shape[-2:]:
-            masks = F.interpolate(
-                masks, size=image.shape[-2:], mode="bilinear", align_corners=False
-            )
-        return Segmentation(masks, patch_logits, embedding)
+        return Segmentation(resized(masks, image), patch_logits, embedding)
+
+
+def resized(masks: Tensor, image: Tensor) -> Tensor:
+    """Mask logits on the image's pixels."""
+    if masks.shape[-2:] == image.shape[-2:]:
+        return masks
+    return F.interpolate(masks, size=image.shape[-2:], mode="bilinear", align_corners=False)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.errors import InputError, OutOfMemoryError, UnknownNameError
@@ -24,6 +25,7 @@ from esp_medsam_app.inference.assessment import (
 )
 from esp_medsam_app.modalities import Modality, Tiles
 from esp_medsam_app.networks import Segmentation
+from esp_medsam_app.networks.fused_tiny_vit import FusedController, FusedTinyViT
 from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.weights import Bundle, save_bundle
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
@@ -211,13 +213,18 @@ def noise() -> MedicalImage:
     return image_of(np.random.default_rng(0).random((TILE, TILE, 3)).astype(np.float32))
 
 
-def test_one_pass_through_the_encoder(segmenter: Segmenter, noise: MedicalImage) -> None:
+def test_one_pass_through_the_encoder(
+    segmenter: Segmenter, noise: MedicalImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
-    hook = segmenter._network.encoder.register_forward_pre_hook(
-        lambda _, given: seen.append(len(given[0]))
-    )
+    once = FusedTinyViT.__call__
+
+    def counting(encoder: FusedTinyViT, image: Tensor, controller: FusedController) -> Tensor:
+        seen.append(len(image))
+        return once(encoder, image, controller)
+
+    monkeypatch.setattr(FusedTinyViT, "__call__", counting)
     found = segmenter.assess(noise, "plain")
-    hook.remove()
     assert sum(seen) == found.slices == 3
     assert found.embedding.shape == (256,)
     assert found.embedding.dtype == np.float32

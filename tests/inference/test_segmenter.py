@@ -68,7 +68,7 @@ def bright_as_label(network: EspMedSam) -> Callable[..., Segmentation]:
 
 @pytest.fixture
 def thresholding(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Segmenter:
-    monkeypatch.setattr(segmenter, "_network", bright_as_label(segmenter._network))
+    monkeypatch.setattr(segmenter, "_pass", bright_as_label(segmenter._network))
     return segmenter
 
 
@@ -136,10 +136,10 @@ def test_batch_is_halved_when_memory_is_short(
 ) -> None:
     segmenter = Segmenter(bundle, device="cpu", batch_size=8)
     image = image_of(blocks((40, 40, 9)))
-    monkeypatch.setattr(segmenter, "_network", bright_as_label(segmenter._network))
+    monkeypatch.setattr(segmenter, "_pass", bright_as_label(segmenter._network))
     plenty = segmenter.segment(image, "plain")
     calls: list[int] = []
-    monkeypatch.setattr(segmenter, "_network", failing_above(2, segmenter._network, calls))
+    monkeypatch.setattr(segmenter, "_pass", failing_above(2, segmenter._pass, calls))
     assert np.array_equal(segmenter.segment(image, "plain"), plenty)
     assert calls == [8, 4, 2, 2, 2, 2, 1]
 
@@ -147,7 +147,7 @@ def test_batch_is_halved_when_memory_is_short(
 def test_memory_for_not_even_one_tile(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmenter, "_network", failing_above(0, segmenter._network, []))
+    monkeypatch.setattr(segmenter, "_pass", failing_above(0, segmenter._pass, []))
     with pytest.raises(OutOfMemoryError, match=r"case\.nii: cpu has too little memory"):
         segmenter.segment(image_of(blocks((40, 40)), Path("case.nii")), "plain")
 
@@ -158,7 +158,7 @@ def test_other_errors_are_not_taken_for_memory(
     def broken(tiles: torch.Tensor, modality: str) -> Segmentation:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(segmenter, "_network", broken)
+    monkeypatch.setattr(segmenter, "_pass", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         segmenter.segment(image_of(blocks((40, 40))), "plain")
 
