@@ -3,7 +3,7 @@
 #
 # LiteMedSAM with the reference's box and with the whole image as box, and a U-Net trained from
 # nothing on the same train split with as many views as the bundle saw, each once. The first 60
-# images of test and unseen, or 8 volumes. MODALITIES="a b" takes only these. U-Nets and reports
+# images of test and unseen, or 4 volumes. MODALITIES="a b" takes only these. U-Nets and reports
 # lie in WORK; those that are there are not made again. scripts/baseline_table.py prints them.
 set -euo pipefail
 
@@ -22,7 +22,7 @@ for modality in ${MODALITIES:-"${modalities[@]}"}; do
     if [[ ${#cases[@]} == 0 || -f $work/${modality}_$split.json ]]; then continue; fi
     for name in $(left_out "$modality" "$split"); do cases+=(--leave-out "$name"); done
     limit=60
-    if compgen -G "${cases[1]}/images/*.nii*" > /dev/null; then limit=8; fi
+    if compgen -G "${cases[1]}/images/*.nii*" > /dev/null; then limit=4; fi
     "$esp_medsam" evaluate "${cases[@]}" --modality "$modality" --bundle "$bundle" \
       --limit "$limit" --baselines "${train[@]}" --work "$work" \
       --json "$work/${modality}_$split.json"
