@@ -30,7 +30,7 @@ LABELLED, UNSEEN = [f"case{n}" for n in range(5)], ["case5", "case6"]
 # the pictures are of 48 x 48 pixels
 TILE = 64
 QUICK = {"max_epochs": 12, "views": 24, "learning_rate": 2e-3, "tracking": "None"}
-TRAINING_SECONDS = 400
+TRAINING_SECONDS = 900
 
 
 class School:

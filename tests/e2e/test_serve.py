@@ -50,7 +50,7 @@ def test_serve_until_ctrl_c(samples: Path, tmp_path: Path, environment: dict[str
         info = requests.get(f"{found[1]}/info/", timeout=60).json()
         assert list(info["models"]) == ["esp_medsam_xray_chest"]
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=180)
         assert process.returncode == 0, rest
         assert "The server has stopped" in rest
         assert "Traceback" not in rest
