@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,17 @@ Result = TypeVar("Result")
 _PATIENCE = 10.0
 
 logger = logging.getLogger(__name__)
+
+
+def retain_images(
+    connection: sqlite3.Connection, tables: Iterable[str], images: Iterable[str]
+) -> None:
+    """Delete the rows of all images but these; the tables' column is `image`."""
+    wanted = set(images)
+    for table in tables:
+        there = connection.execute(f"SELECT DISTINCT image FROM {table}").fetchall()
+        gone = [(image,) for (image,) in there if image not in wanted]
+        connection.executemany(f"DELETE FROM {table} WHERE image = ?", gone)
 
 
 def transact(path: Path, tables: str, work: Callable[[sqlite3.Connection], Result]) -> Result:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from esp_medsam_app.active_learning.database import transact
+from esp_medsam_app.active_learning.database import retain_images, transact
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS modalities (
@@ -64,10 +63,8 @@ class ImageModalities:
     def retain(self, images: Iterable[str]) -> None:
         """Forget all images but these."""
         wanted = set(images)
-
-        def forget(connection: sqlite3.Connection) -> None:
-            there = connection.execute("SELECT image FROM modalities").fetchall()
-            gone = [(image,) for (image,) in there if image not in wanted]
-            connection.executemany("DELETE FROM modalities WHERE image = ?", gone)
-
-        transact(self.path, _TABLES, forget)
+        transact(
+            self.path,
+            _TABLES,
+            lambda connection: retain_images(connection, ("modalities",), wanted),
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esp_medsam_app.active_learning.database import Result, transact
+from esp_medsam_app.active_learning.database import Result, retain_images, transact
 from esp_medsam_app.inference.assessment import Assessment
 from esp_medsam_app.weights.bundle import DECODER, Bundle, controller_file
 
@@ -217,14 +217,7 @@ class ScoreCache:
     def retain(self, images: Iterable[str]) -> None:
         """Forget all images but these."""
         wanted = set(images)
-
-        def forget(connection: sqlite3.Connection) -> None:
-            for table in ("scores", "failures"):
-                there = connection.execute(f"SELECT DISTINCT image FROM {table}").fetchall()
-                gone = [(image,) for (image,) in there if image not in wanted]
-                connection.executemany(f"DELETE FROM {table} WHERE image = ?", gone)
-
-        self._transact(forget)
+        self._transact(lambda connection: retain_images(connection, ("scores", "failures"), wanted))
 
     def ask(self, modality: str) -> None:
         """Note that scores under a modality are wanted."""

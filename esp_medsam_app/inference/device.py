@@ -58,7 +58,7 @@ def cast_to(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context of `autocast_type`'s precision on this device."""
-    return cast_to(autocast_type(device) or torch.float32, device)
+    return cast_to(choose_precision("auto", device), device)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:

@@ -9,18 +9,13 @@ out once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esp_medsam_app.networks.modality_controller import (
-    BlockController,
-    ModalityController,
-    NormMlp,
-)
+from esp_medsam_app.networks.modality_controller import BlockController, ModalityController
 from esp_medsam_app.networks.tiny_vit import (
     AttentionBlock,
     ConvNorm,
@@ -111,7 +106,6 @@ class FusedTinyViT:
 
     def __init__(self, encoder: TinyViT, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
-        self.stem_stride = encoder.stem_stride
         self._encoder = encoder
         with torch.no_grad():
             first, _, second = encoder.patch_embed.seq
@@ -227,14 +221,9 @@ class FusedTinyViT:
         return Linear(self._cast(weight), self._cast(bias))
 
     def _fused(self, block: AttentionBlock, controller: BlockController | None) -> FusedBlock:
-        mlps: Sequence[NormMlp] = (
-            (block.mlp,)
-            if controller is None
-            else (
-                block.mlp,
-                controller.expert,
-            )
-        )
+        mlps = [block.mlp]
+        if controller is not None:
+            mlps.append(controller.expert)
         firsts = [_normed(mlp.fc1, mlp.norm) for mlp in mlps]
         mlp = FusedMlp(
             self._linear(torch.cat([w for w, _ in firsts]), torch.cat([b for _, b in firsts])),

@@ -118,8 +118,9 @@ class SubmittedLabels:
         """The modality of all names; else of those in use: Slicer sends empty segments' too."""
         modalities = list(self._models().values())
         everything = {name for names in readings for name in names.values()}
-        in_use = {names[value] for names in readings for value in used if value in names}
-        return modality_of_names(everything, modalities) or modality_of_names(in_use, modalities)
+        return modality_of_names(everything, modalities) or modality_of_names(
+            _in_use(readings, used), modalities
+        )
 
     def _by_image(
         self,
@@ -130,12 +131,11 @@ class SubmittedLabels:
     ) -> Modality | None:
         """The modality that the image is of, if it has the names in use."""
         name = told_modality(info) or self._read(image)
-        in_use = {names[value] for names in readings for value in used if value in names}
-        for modality in self._models().values():
-            if modality.name == name:
-                labels = modality.labels
-                return modality if all(_target(n, labels) is not None for n in in_use) else None
-        return None
+        modality = next((m for m in self._models().values() if m.name == name), None)
+        if modality is None:
+            return None
+        found = (_target(used_name, modality.labels) for used_name in _in_use(readings, used))
+        return None if None in found else modality
 
 
 def renumber(
@@ -348,6 +348,11 @@ def _target(name: str, labels: Mapping[str, int]) -> int | None:
     if label is None:
         return 0 if simple_name(name) == BACKGROUND else None
     return labels[label]
+
+
+def _in_use(readings: Sequence[Mapping[int, str]], used: Sequence[int]) -> set[str]:
+    """The names of the values that are drawn."""
+    return {names[value] for names in readings for value in used if value in names}
 
 
 def _used(voxels: NDArray[np.integer]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +13,13 @@ from monailabel.app import app as endpoints
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.utils import app as registry
 from PIL import Image
 from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters
 
 from esp_medsam_app.server.app import EspMedSamApp
+from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 
 
@@ -54,19 +56,21 @@ def make_app(
     monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
 
-    class Family(TaskConfig):
-        def infer(self) -> dict[str, EspMedSamInferTask]:
-            return {
-                f"esp_medsam_{m.name}": EspMedSamInferTask(m, segmenters) for m in (ORGANS, SPOTS)
-            }
+    def make(tasks: Mapping[str, InferTask] | None = None, **conf: str) -> EspMedSamApp:
+        """An app with these models; one for each of ORGANS and SPOTS by default."""
+        if tasks is None:
+            tasks = {model_name(m.name): EspMedSamInferTask(m, segmenters) for m in (ORGANS, SPOTS)}
 
-        def trainer(self) -> None:
-            return None
+        class Family(TaskConfig):
+            def infer(self) -> dict[str, InferTask]:
+                return dict(tasks)
 
-    class App(EspMedSamApp, MONAILabelApp):
-        families = {"fake": Family}  # noqa: RUF012
+            def trainer(self) -> None:
+                return None
 
-    def make(**conf: str) -> EspMedSamApp:
+        class App(EspMedSamApp, MONAILabelApp):
+            families = {"fake": Family}  # noqa: RUF012
+
         return App(str(tmp_path / "app"), str(studies), conf)
 
     return make

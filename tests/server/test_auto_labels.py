@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from monailabel.app import app as endpoints
-from monailabel.config import settings
-from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.config import TaskConfig
-from monailabel.interfaces.utils import app as registry
 from support.bundles import bundle_of
 from support.fake_server import AFFINE, SPOTS, FakeSegmenters
 
@@ -49,37 +44,14 @@ def segmenters() -> FakeSegmenters:
 @pytest.fixture(params=["all models", "auto alone"])
 def app(
     request: pytest.FixtureRequest,
-    tmp_path: Path,
-    studies: Path,
+    make_app: Callable[..., EspMedSamApp],
     segmenters: FakeSegmenters,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> EspMedSamApp:
-    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
-    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
-
-    class Family(TaskConfig):
-        def infer(self) -> dict[str, Any]:
-            tasks = {model_name(m.name): EspMedSamInferTask(m, segmenters) for m in MODALITIES}
-            auto = {AUTO_MODEL: AutoInferTask(MODALITIES, segmenters)}
-            return {**tasks, **auto} if request.param == "all models" else auto
-
-        def trainer(self) -> None:
-            return None
-
-    class App(EspMedSamApp, MONAILabelApp):
-        families = {"fake": Family}  # noqa: RUF012
-
-    return App(str(tmp_path / "app"), str(studies), {})
-
-
-@pytest.fixture
-def client(app: EspMedSamApp, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    monkeypatch.setattr(settings, "MONAI_LABEL_APP_DIR", app.app_dir)
-    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", app.studies)
-    monkeypatch.setitem(registry.apps, f"{app.app_dir}{app.studies}", app)
-    client = TestClient(endpoints, raise_server_exceptions=False)
-    yield client
-    client.close()
+    tasks: dict[str, Any] = {AUTO_MODEL: AutoInferTask(MODALITIES, segmenters)}
+    if request.param == "all models":
+        own = {model_name(m.name): EspMedSamInferTask(m, segmenters) for m in MODALITIES}
+        tasks = {**own, **tasks}
+    return make_app(tasks)
 
 
 @pytest.fixture

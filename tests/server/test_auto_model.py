@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from monailabel.app import app as endpoints
-from monailabel.config import settings
-from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.config import TaskConfig
-from monailabel.interfaces.utils import app as registry
 from support.dicom_series import write_series
 from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters, detail
 
@@ -65,29 +60,8 @@ def segmenters() -> Reading:
 
 
 @pytest.fixture
-def client(
-    tmp_path: Path, studies: Path, segmenters: Reading, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[TestClient]:
-    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
-    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
-
-    class Family(TaskConfig):
-        def infer(self) -> dict[str, Any]:
-            return {AUTO_MODEL: AutoInferTask((ORGANS, SPOTS, ABC), segmenters)}
-
-        def trainer(self) -> None:
-            return None
-
-    class App(EspMedSamApp, MONAILabelApp):
-        families = {"fake": Family}  # noqa: RUF012
-
-    app = App(str(tmp_path / "app"), str(studies), {})
-    monkeypatch.setattr(settings, "MONAI_LABEL_APP_DIR", app.app_dir)
-    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", app.studies)
-    monkeypatch.setitem(registry.apps, f"{app.app_dir}{app.studies}", app)
-    client = TestClient(endpoints, raise_server_exceptions=False)
-    yield client
-    client.close()
+def app(make_app: Callable[..., EspMedSamApp], segmenters: Reading) -> EspMedSamApp:
+    return make_app({AUTO_MODEL: AutoInferTask((ORGANS, SPOTS, ABC), segmenters)})
 
 
 def infer(client: TestClient, output: str, **params: Any) -> Any:

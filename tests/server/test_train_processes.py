@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from monailabel.datastore.local import LocalDatastore
-from support.discs import DISC, draw_discs
+from support.discs import DISC, labelled_discs
 from support.two_processes import ObservedTask
 
 from esp_medsam_app.errors import OutOfMemoryError
 from esp_medsam_app.server.conf import model_name
-from esp_medsam_app.server.local_datastore import SafeDatastore
 from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
 from esp_medsam_app.weights.bundle import load_bundle, save_bundle
@@ -44,13 +43,7 @@ def store(tmp_path: Path) -> VersionStore:
 
 @pytest.fixture
 def datastore(tmp_path: Path) -> LocalDatastore:
-    drawn = draw_discs(tmp_path / "drawn", 4)
-    datastore = SafeDatastore(str(drawn / "images"), extensions=["*.png"])
-    for number in range(4):
-        info = {"label_info": [{"name": "disc", "idx": 1}], "model": model_name("disc")}
-        label = drawn / "labels" / f"case{number}.png"
-        datastore.save_label(f"case{number}", str(label), "final", info)
-    return datastore
+    return labelled_discs(tmp_path / "drawn", 4, labelled=4)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
-from support.discs import DISC, draw_discs
+from support.discs import DISC, labelled_discs
 
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import InputError, OutOfMemoryError
@@ -22,7 +22,6 @@ from esp_medsam_app.learning.learner import ModalityLearner
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server import train_task, train_tracking
 from esp_medsam_app.server.conf import model_name
-from esp_medsam_app.server.local_datastore import SafeDatastore
 from esp_medsam_app.server.train_task import EspMedSamTrainTask
 from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
@@ -52,13 +51,7 @@ def store(base: Bundle, tmp_path: Path) -> VersionStore:
 @pytest.fixture
 def datastore(tmp_path: Path) -> LocalDatastore:
     """Five labelled pictures of a bright disc, and one without a label."""
-    drawn = draw_discs(tmp_path / "drawn", 6)
-    datastore = SafeDatastore(str(drawn / "images"), extensions=["*.png"])
-    for number in range(5):
-        info = {"label_info": [{"name": "disc", "idx": 1}], "model": model_name("disc")}
-        label = drawn / "labels" / f"case{number}.png"
-        datastore.save_label(f"case{number}", str(label), "final", info)
-    return datastore
+    return labelled_discs(tmp_path / "drawn", 6, labelled=5)
 
 
 @pytest.fixture

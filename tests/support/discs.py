@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.local_datastore import SafeDatastore
 
 SIDE = 48
 DISC = Modality(name="disc", title="Disc", description="", dimension=2, labels={"disc": 1})
@@ -26,3 +28,14 @@ def draw_discs(folder: Path, count: int, seed: int = 0) -> Path:
         Image.fromarray(grey).save(folder / "images" / f"case{number}.png")
         Image.fromarray(disc.astype(np.uint8)).save(folder / "labels" / f"case{number}.png")
     return folder
+
+
+def labelled_discs(folder: Path, count: int, labelled: int) -> SafeDatastore:
+    """A datastore of such pictures, the first of which have their submitted labels."""
+    drawn = draw_discs(folder, count)
+    datastore = SafeDatastore(str(drawn / "images"), extensions=["*.png"])
+    for number in range(labelled):
+        info = {"label_info": [{"name": "disc", "idx": 1}], "model": model_name("disc")}
+        label = drawn / "labels" / f"case{number}.png"
+        datastore.save_label(f"case{number}", str(label), "final", info)
+    return datastore
