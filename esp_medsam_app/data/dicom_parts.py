@@ -140,7 +140,7 @@ def _split(part: Part) -> list[Part]:
             value = header.get(key)
             groups["" if value is None else str(value)].append(header)
         if (
-            1 < len(groups)
+            len(groups) > 1
             # slices that all differ say nothing of volumes
             and min(map(len, groups.values())) > 1
             and "" not in groups

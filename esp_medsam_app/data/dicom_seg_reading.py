@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -128,12 +129,13 @@ def _labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:
     numbers = [int(item.SegmentNumber) for item in dataset.SegmentSequence]
     kind = str(dataset.get("SegmentationType", "BINARY"))
     shape = (*grid.shape, 1)[:3]
-    result = np.zeros(shape, np.uint8 if max(numbers, default=0) <= 255 else np.uint16)
+    result: NDArray[Any] = np.zeros(
+        shape, np.uint8 if max(numbers, default=0) <= 255 else np.uint16
+    )
     half = int(dataset.get("MaximumFractionalValue", 1) or 1) / 2
     for index, frame in enumerate(frames):
-        if kind == "LABELMAP":
-            values = frame
-        else:
+        values: NDArray[Any] = frame
+        if kind != "LABELMAP":
             drawn = frame >= half if kind == "FRACTIONAL" else frame > 0
             values = drawn * _number_of(dataset, index)
         rows, columns = np.nonzero(values)
@@ -141,7 +143,7 @@ def _labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:
             _put(result, _places(dataset, index, frame.shape, grid, rows, columns), values[
                 rows, columns
             ])  # fmt: skip
-    return result.reshape(grid.shape)
+    return np.asarray(result.reshape(grid.shape))
 
 
 def _pixels(dataset: Dataset) -> NDArray[np.integer]:

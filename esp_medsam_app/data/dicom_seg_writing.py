@@ -155,9 +155,13 @@ def segmentation_of(
     return dataset
 
 
-def has_patient_space(planes: Planes) -> bool:
-    """Whether a segmentation can say where in the patient it lies."""
-    return planes.grid.has_patient_space and bool(planes.headers[0].get("FrameOfReferenceUID"))
+def no_patient_space(lacking: str = "position") -> InputError:
+    """Why an image cannot have a DICOM segmentation that viewers show."""
+    return InputError(
+        f"the image's DICOM tells no {lacking} in the patient (as X-rays and photographs do not), "
+        "to which the segments of a DICOM SEG could refer",
+        remedy="Take the label map as .nii.gz, .nrrd or .png instead",
+    )
 
 
 def _check_names(segments: Sequence[Segment]) -> None:
@@ -172,13 +176,10 @@ def _check_names(segments: Sequence[Segment]) -> None:
 
 def _sources(planes: Planes) -> list[Dataset]:
     """The instances in the order of the frames to be written, completed where DICOM wants more."""
-    if not has_patient_space(planes):
-        lacking = "position" if not planes.grid.has_patient_space else "frame of reference"
-        raise InputError(
-            f"the image's DICOM tells no {lacking} in the patient (as X-rays and photographs do "
-            "not), to which the segments of a DICOM SEG could refer",
-            remedy="Take the label map as .nii.gz, .nrrd or .png instead",
-        )
+    if not planes.grid.has_patient_space:
+        raise no_patient_space()
+    if not planes.headers[0].get("FrameOfReferenceUID"):
+        raise no_patient_space("frame of reference")
     if len(planes.headers) == 1:
         return [_completed(planes.headers[0])]
     return [_completed(planes.headers[index]) for index in planes.order]

@@ -33,6 +33,9 @@ from esp_medsam_app.server.conf import AppConf, select_models
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.local_datastore import TAG, SafeDatastore
+from esp_medsam_app.server.pacs.datastore import PacsDatastore
+from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
+from esp_medsam_app.server.pacs.series_cache import GIGABYTE
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
@@ -40,6 +43,8 @@ from esp_medsam_app.server.submitted_labels import SubmittedLabels
 from esp_medsam_app.server.uncertainty_scoring import UncertaintyScoring
 from esp_medsam_app.server.version_routes import add_version_routes
 
+# How many images that turn out to be no volumes are passed over in one request.
+_TRIES = 20
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 
 logger = logging.getLogger(__name__)
@@ -137,7 +142,7 @@ class EspMedSamApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            return self.init_remote_datastore()
         try:
             return SafeDatastore(
                 self.studies,
@@ -153,6 +158,13 @@ class EspMedSamApp(MONAILabelApp):
                 remedy="The server needs a folder that it may write to",
             ) from error
 
+    def _init_dicomweb_datastore(self) -> Datastore:
+        self.studies = self.studies.rstrip("/")
+        largest = AppConf.parse(self.conf).pacs_cache_gb * GIGABYTE
+        return PacsDatastore.from_settings(
+            self.studies, self._modalities, self._dicom_modalities, largest
+        )
+
     def _load_sessions(self, load: bool = False) -> Sessions | None:
         if not load:
             return None
@@ -166,6 +178,9 @@ class EspMedSamApp(MONAILabelApp):
         from monailabel.app import app as endpoints
 
         add_version_routes(endpoints)
+        add_dicom_seg_route(endpoints)
+        if isinstance(datastore := self.datastore(), PacsDatastore):
+            datastore.start()
         super().on_init_complete()
         if AppConf.parse(self.conf).background_scores:
             self.active_learning.background.start()
@@ -266,17 +281,35 @@ class EspMedSamApp(MONAILabelApp):
                     remedy=f"Available: {', '.join(self._strategies)}",
                 )
             )
+        for _ in range(_TRIES - 1):
+            try:
+                return dict(super().next_sample(request))
+            except HTTPException as error:
+                if error.status_code != 422:
+                    raise
+                # its DICOM is no volume: the datastore does not offer it again
+                logger.warning("Not the next sample: %s", error.detail)
         return dict(super().next_sample(request))
 
     def _modalities(self) -> dict[str, Modality]:
         """The modality of each model, of those that are only trained yet too."""
-        tasks = {**self._trainers, **self._infers}
+        # the datastore is there before them
+        tasks = {**getattr(self, "_trainers", {}), **getattr(self, "_infers", {})}
         modalities = {name: getattr(task, "modality", None) for name, task in tasks.items()}
         return {
             name: modality
             for name, modality in modalities.items()
             if isinstance(modality, Modality) and modality.name != AUTO
         }
+
+    def _dicom_modalities(self) -> list[str]:
+        """DICOM modalities (0008,0060) of the images that the models served are meant for."""
+        served = [
+            modality
+            for task in getattr(self, "_infers", {}).values()
+            for modality in (*getattr(task, "modalities", {}).values(), task.modality)
+        ]
+        return sorted({name for modality in served for name in modality.dicom_modalities})
 
     def _is_up_to_date(self, model: str, answer: Mapping[str, Any]) -> bool:
         """Whether a model's answer came from the weights that serve now."""

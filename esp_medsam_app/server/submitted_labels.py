@@ -35,10 +35,16 @@ class SubmittedLabels:
 
     Args:
         models: the modality of each model, by the model's name.
+        grid_of: the grid of an image; none if it cannot be known.
     """
 
-    def __init__(self, models: Callable[[], Mapping[str, Modality]]) -> None:
+    def __init__(
+        self,
+        models: Callable[[], Mapping[str, Modality]],
+        grid_of: Callable[[Path], Grid | None] | None = None,
+    ) -> None:
         self._models = models
+        self._grid_of = grid_of or _grid_of
 
     @contextmanager
     def __call__(
@@ -55,7 +61,7 @@ class SubmittedLabels:
             InputError: not a label map, not on the image's grid, values without a name, or names
                 that the model does not know.
         """
-        grid = _grid_of(image)
+        grid = self._grid_of(image)
         given = read_label_map(label, grid)
         if grid is not None:
             check_grid(given.grid, grid)
