@@ -159,10 +159,9 @@ class EspMedSamApp(MONAILabelApp):
             ) from error
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        self.studies = self.studies.rstrip("/")
         largest = AppConf.parse(self.conf).pacs_cache_gb * GIGABYTE
         return PacsDatastore.from_settings(
-            self.studies, self._modalities, self._dicom_modalities, largest
+            self.studies.strip().rstrip("/"), self._modalities, self._dicom_modalities, largest
         )
 
     def _load_sessions(self, load: bool = False) -> Sessions | None:

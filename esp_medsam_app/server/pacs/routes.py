@@ -39,7 +39,12 @@ def add_dicom_seg_route(endpoints: FastAPI) -> None:
     path = f"{settings.MONAI_LABEL_API_STR}/infer/{{model}}"
     summary = f"{RBAC_USER}Run Inference, answered as DICOM SEG"
     route = _SegmentationRoute(
-        path, infer_dicom_seg, methods=["POST"], tags=["Infer"], summary=summary
+        path,
+        infer_dicom_seg,
+        methods=["POST"],
+        tags=["Infer"],
+        summary=summary,
+        dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
     )
     endpoints.router.routes.insert(0, route)
     setattr(endpoints.state, _MARK, True)
@@ -52,7 +57,6 @@ def infer_dicom_seg(
     image: str = "",
     output: str = _OUTPUT,
     params: str = Form("{}"),
-    user: Any = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)),
 ) -> Response:
     """Segment an image of the PACS; the answer is a DICOM segmentation of it."""
     try:
