@@ -247,8 +247,11 @@ def _coded(concept: Concept) -> Any:
 
 
 def cielab(colour: tuple[int, int, int]) -> list[int]:
-    """A colour as DICOM writes it: three 16-bit values of PCS L*a*b* (PS3.3 C.10.7.1.1)."""
-    lab = rgb2lab(np.array(colour, float) / 255, illuminant="D50")
-    lowest, width = np.array([0, -128, -128]), np.array([100, 255, 255])
-    scaled = np.rint((lab - lowest) / width * 65535)
-    return [int(value) for value in np.clip(scaled, 0, 65535)]
+    """A colour as DICOM writes it: three 16-bit values of L*a*b* (PS3.3 C.10.7.1.1).
+
+    Relative to the white of sRGB, as viewers take it back: grey stays grey.
+    """
+    light, green_red, blue_yellow = rgb2lab(np.array(colour, float) / 255)
+    ab = np.clip([green_red, blue_yellow], -128, 127)
+    lab = highdicom.color.CIELabColor(float(np.clip(light, 0, 100)), *map(float, ab))
+    return [int(value) for value in lab.value]

@@ -48,7 +48,7 @@ class FakePacs:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 pacs._answer(self)
 
             do_POST = do_GET  # noqa: N815
