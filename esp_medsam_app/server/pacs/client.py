@@ -182,8 +182,8 @@ class PacsClient:
                 if uid:
                     found.setdefault(uid, dataset)
             offset += len(answer)
-            # an archive that knows no offset sends the same page for ever
-            if len(answer) < PAGE or len(found) == before:
+            # archives cap pages as they like, and some know no offset and send the same one again
+            if len(found) == before:
                 return list(found.values())
 
     def _asked(self, question: Callable[[], _Answer]) -> _Answer:

@@ -488,7 +488,6 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                 )
                 entry.image.info[PROBLEM] = problem
                 change.files.append((self._pointer(image), pointer(grid)))
-        self._file_of(place.series).unlink(missing_ok=True)
 
     def _grids(
         self, cached: CachedSeries, ids: Sequence[str]
