@@ -19,7 +19,7 @@ from esp_medsam_app.errors import InputError
 
 _REMEDY = "Draw it on the image itself and export it again"
 # So far, in voxels, a segmentation may lie beside the image's grid.
-_BESIDE = 0.25
+_BESIDE = 0.1
 
 
 @dataclass(frozen=True)

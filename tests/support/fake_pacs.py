@@ -73,6 +73,8 @@ class FakePacs:
 
     def close(self) -> None:
         """No more answers; the port refuses connections."""
+        if self.closing.is_set():
+            return
         self.closing.set()
         self.server.shutdown()
         self.server.server_close()
@@ -80,6 +82,9 @@ class FakePacs:
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         self.asked.append(f"{request.command} {request.path}")
         body = self._body(request)
+        if self.closing.is_set():
+            request.close_connection = True
+            return
         if self.frozen.is_set():
             self.closing.wait()
             return
@@ -178,7 +183,9 @@ def _only(dataset: Dataset, names: Iterable[str]) -> dict[str, Any]:
 
 def _without_bulk(dataset: Dataset) -> Dataset:
     kept = Dataset()
-    kept.update({tag: dataset[tag] for tag in dataset if tag != 0x7FE00010})  # type: ignore
+    for element in dataset:
+        if element.tag != 0x7FE00010:
+            kept.add(element)
     return kept
 
 

@@ -172,7 +172,12 @@ class ArchiveIndex:
                 if found.modality not in NO_IMAGES and found.modality == wanted:
                     series[found.series] = found
         studies = {found.study for found in series.values()}
-        return Snapshot(series, self._segmentations(studies, set(series)), complete=True)
+        try:
+            segmentations = self._segmentations(studies, set(series))
+        except UnreachableError as error:
+            # one that the PACS cannot give is not to hide the images
+            return Snapshot(series, self._snapshot.segmentations, True, error.problem)
+        return Snapshot(series, segmentations, complete=True)
 
     def _filters(self) -> list[dict[str, Any]]:
         """One search for each modality: no archive takes several at once."""

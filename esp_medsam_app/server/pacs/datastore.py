@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -63,6 +64,8 @@ FINAL = str(DefaultLabelTag.FINAL.value)
 INSTANCE = "SOPInstanceUID"
 # In a label's info: why it is on this server only.
 NOT_STORED = "not_in_pacs"
+# In a label's info: which of all submissions it is.
+_SUBMISSION = "submission"
 # In an image's info: why it cannot be segmented, and why viewers cannot show it as a volume.
 PROBLEM = "problem"
 NOT_SHOWN = "not_shown"
@@ -367,6 +370,11 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             UnreachableError: the image is not here, and the PACS does not answer.
         """
         head = head_of(dataset)
+        if self._modality_of(head) is None:
+            raise InputError(
+                f"no model has all the labels {', '.join(map(repr, head.names.values()))}",
+                remedy="Name each segment as the model that was run does",
+            )
         for uid in head.images:
             if self._series(uid) is not None:
                 image_id = self._image_of(head, uid)
@@ -400,6 +408,8 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     def _keep_label(self, image_id: str, tag: str, source: Path, info: dict[str, Any]) -> None:
         # a segmentation that came from the PACS need not go there
         to_send = tag == FINAL and not info.get(PREDICTED) and not info.get(INSTANCE)
+        if to_send:
+            info = {**info, _SUBMISSION: uuid.uuid4().hex}
         with self._file.transaction() as change:
             super()._keep_label(image_id, tag, source, info)
             if to_send:
@@ -682,8 +692,9 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         modality = models.get(str(info.get("model")))
         if modality is None:
             modality = modality_of_names(set(names.values()), models.values())
-        # the same label gets the same UID: sent twice, it is in the PACS once
-        instance = generate_uid(entropy_srcs=[image_id, sha256_of(file), str(info.get("ts"))])
+        # the same submission gets the same UID: sent twice, it is in the PACS once
+        submission = str(info.get(_SUBMISSION))
+        instance = generate_uid(entropy_srcs=[image_id, submission, sha256_of(file)])
         version = (
             info.get("params", {}).get("version") if isinstance(info.get("params"), dict) else 0
         )
@@ -711,20 +722,21 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             "StudyInstanceUID": str(dataset.StudyInstanceUID),
             NOT_STORED: "",
         }
-        self._told_of_label(image_id, label.info.get("ts"), sent)
+        self._told_of_label(image_id, submission, sent)
         self.index.invalidate()
 
     def _refused(self, image_id: str, problem: str) -> None:
         label = self._datastore.label(image_id, FINAL)
         if label is not None:
-            self._told_of_label(image_id, label.info.get("ts"), {NOT_STORED: problem})
+            submission = str(label.info.get(_SUBMISSION))
+            self._told_of_label(image_id, submission, {NOT_STORED: problem})
 
-    def _told_of_label(self, image_id: str, ts: Any, info: Mapping[str, Any]) -> None:
+    def _told_of_label(self, image_id: str, submission: str, info: Mapping[str, Any]) -> None:
         """Add to the info of the label that was sent, not of one submitted meanwhile."""
         with self._file.transaction() as change:
             entry = change.model.objects.get(image_id)
             label = entry.labels.get(FINAL) if entry is not None else None
-            if label is not None and label.info.get("ts") == ts:
+            if label is not None and str(label.info.get(_SUBMISSION)) == submission:
                 label.info.update(info)
 
 

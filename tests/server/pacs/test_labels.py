@@ -191,8 +191,7 @@ def test_a_label_waits_for_the_pacs(
     store = make()
     path = label_map(store, series, 1)
     if how == "stopped":
-        pacs.server.server_close()
-        pacs.server.shutdown()
+        pacs.close()
     elif how == "frozen":
         pacs.frozen.set()
     else:
