@@ -306,7 +306,11 @@ class EspMedSamApp(MONAILabelApp):
         served = [
             modality
             for task in getattr(self, "_infers", {}).values()
-            for modality in (*getattr(task, "modalities", {}).values(), task.modality)
+            for modality in (
+                *getattr(task, "modalities", {}).values(),
+                getattr(task, "modality", None),
+            )
+            if isinstance(modality, Modality)
         ]
         return sorted({name for modality in served for name in modality.dicom_modalities})
 

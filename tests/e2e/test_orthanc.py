@@ -223,7 +223,7 @@ def test_frozen_and_stopped(orthanc: Orthanc, tmp_path: Path) -> None:
 
 
 def test_a_server_in_front_of_it(orthanc: Orthanc, samples: Path, tmp_path: Path) -> None:
-    """`esp-medsam serve --studies http://...`: segment, DICOM SEG, submit, and a PACS that stops."""
+    """`--studies http://...`: segment, DICOM SEG, submit, and a PACS that stops."""
     files = sorted((samples / "dicom" / "abdomen_phantom").iterdir())
     slices = sorted(map(pydicom.dcmread, files), key=lambda d: d.ImagePositionPatient[2])[7:9]
     uid = orthanc.put(slices)

@@ -125,8 +125,10 @@ class ArchiveIndex:
     def snapshot(self) -> Snapshot:
         """What is known; only the very first call waits for the PACS."""
         if self._asked == float("-inf"):
-            self.refresh()
-        elif time.monotonic() - self._asked > self._max_age and not self._asking.locked():
+            with self._asking:
+                # another thread may have been first
+                return self._refreshed() if self._asked == float("-inf") else self._snapshot
+        if time.monotonic() - self._asked > self._max_age and not self._asking.locked():
             threading.Thread(target=self.refresh, name="pacs-index", daemon=True).start()
         return self._snapshot
 

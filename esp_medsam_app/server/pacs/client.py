@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import requests
 from dicomweb_client.session_utils import create_session_from_gcp_credentials
-from monailabel.config import Settings, settings
+from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX
 from pydicom.dataset import Dataset
 
@@ -241,7 +241,7 @@ def credentials() -> tuple[str, str] | None:
 
 def is_default(name: str) -> bool:
     """Whether nobody has set one of MONAI Label's settings."""
-    return bool(getattr(settings, name) == Settings.model_fields[name].default)
+    return name not in settings.model_fields_set
 
 
 def _parsed(page: Callable[[int], list[dict[str, Any]]], offset: int) -> list[Dataset]:

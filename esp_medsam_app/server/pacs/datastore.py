@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -164,7 +165,8 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         )
 
     def start(self) -> None:
-        """The server is about to answer: send labels from now on."""
+        """The server is about to answer: list the PACS and send labels from now on."""
+        threading.Thread(target=self.index.snapshot, name="pacs-index", daemon=True).start()
         self.outbox.start()
 
     # --- images -----------------------------------------------------------------------------
