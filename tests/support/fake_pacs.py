@@ -32,6 +32,7 @@ class FakePacs:
         lost: UIDs of instances that it lists, but does not send.
         password: of the user `doctor`, if it wants one.
         broken: set, every answer is HTTP 500.
+        cut: so many bytes are missing at the end of a series; the answer does not tell its length.
     """
 
     def __init__(self, instances: Iterable[Dataset] = ()) -> None:
@@ -42,6 +43,7 @@ class FakePacs:
         self.lost: set[str] = set()
         self.password = ""
         self.broken = False
+        self.cut = 0
         self.page = 10_000
         pacs = self
 
@@ -116,7 +118,10 @@ class FakePacs:
             if dataset.SOPInstanceUID not in self.lost
         )
         kind = f'multipart/related; type="application/dicom"; boundary={_BOUNDARY}'
-        return _send(request, 200, kind, parts + b"--%s--\r\n" % _BOUNDARY.encode())
+        whole = parts + b"--%s--\r\n" % _BOUNDARY.encode()
+        if self.cut:
+            return _send(request, 200, kind, whole[: -self.cut], told=False)
+        return _send(request, 200, kind, whole)
 
     def _series(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         found: dict[str, list[Dataset]] = {}
@@ -189,9 +194,15 @@ def _without_bulk(dataset: Dataset) -> Dataset:
     return kept
 
 
-def _send(request: BaseHTTPRequestHandler, status: int, kind: str, body: bytes) -> None:
+def _send(
+    request: BaseHTTPRequestHandler, status: int, kind: str, body: bytes, told: bool = True
+) -> None:
     request.send_response(status)
     request.send_header("Content-Type", kind)
-    request.send_header("Content-Length", str(len(body)))
+    if told:
+        request.send_header("Content-Length", str(len(body)))
+    else:
+        request.send_header("Connection", "close")
+        request.close_connection = True
     request.end_headers()
     request.wfile.write(body)

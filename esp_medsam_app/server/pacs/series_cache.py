@@ -27,6 +27,7 @@ GIGABYTE = 2**30
 # What was used so many seconds ago is in nobody's hands any more.
 IN_USE = 600.0
 _MANIFEST = "series.json"
+_OTHER_PIXELS = ("FloatPixelData", "DoubleFloatPixelData")
 _ASIDE = "aside"
 # How long to wait for another thread or process that downloads the same series.
 _LOCK_SECONDS = 600
@@ -213,9 +214,15 @@ class SeriesCache:
 
 
 def _check_whole(instance: Dataset) -> None:
-    """Whether an uncompressed image has all the pixels that it announces."""
-    if "Rows" not in instance or "PixelData" not in instance:
+    """Whether an image has all the pixels that it announces, as far as that shows.
+
+    Orthanc sends a series without its length: where the connection breaks, the last instance ends
+    early, and pydicom leaves out the element that is not whole.
+    """
+    if "Rows" not in instance or any(name in instance for name in _OTHER_PIXELS):
         return
+    if "PixelData" not in instance:
+        raise UnreachableError("an instance arrived without its pixels", remedy="Try again")
     if instance.file_meta.TransferSyntaxUID.is_compressed:
         return
     sizes = [instance.Rows, instance.Columns, instance.get("SamplesPerPixel", 1)]

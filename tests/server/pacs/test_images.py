@@ -15,6 +15,7 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 from support.dicom_phantoms import (
     SAGITTAL,
     enhanced,
@@ -244,6 +245,23 @@ def test_an_instance_without_all_of_its_pixels_is_refused(
 ) -> None:
     pacs.instances[4].PixelData = pacs.instances[4].PixelData[:-50]
     assert refusal(store, series).status_code == 503
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("cut", [60, 150, 2000])
+def test_a_connection_that_breaks_leaves_nothing(
+    cut: int, compressed: bool, pacs: FakePacs, store: PacsDatastore
+) -> None:
+    slices = volume(4, voxels=np.random.default_rng(1).integers(0, 999, (4, 10, 12), np.int16))
+    if compressed:
+        for slice_ in slices:
+            slice_.compress(RLELossless)
+    uid = holds(pacs, slices)
+    pacs.cut = cut
+    assert refusal(store, uid).status_code == 503
+    assert store.cache.find(uid) is None
+    pacs.cut = 0
+    assert store.original(uid).is_dir()
 
 
 @pytest.mark.parametrize("damage", ["remove", "truncate"])
