@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -28,7 +29,7 @@ from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
-from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
+from esp_medsam_app.server.pacs.routes import add_dicom_seg_route, dicom_seg_of
 
 CT = ORGANS.model_copy(update={"dicom_modalities": ("CT",)})
 XRAY = SPOTS.model_copy(update={"dicom_modalities": ("CR",)})
@@ -247,3 +248,24 @@ def test_a_viewer_s_round(client: TestClient, app: EspMedSamApp, pacs: FakePacs)
 def test_images_are_not_uploaded_to_a_pacs(client: TestClient) -> None:
     answer = client.put("/datastore/image?image=x", files={"file": ("x.nii.gz", b"x")})
     assert answer.status_code == 405
+
+
+def test_the_model_that_reads_the_modality_tells_its_labels_only(
+    app: EspMedSamApp, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its label map has the ids of all modalities together; the segments are the modality's own."""
+    image = organs(pacs)
+    source = nib.load(store_of(app).get_image_uri(image))
+    voxels = np.zeros(source.shape, np.uint8)
+    voxels[4:9, 3:7, 2:4] = 9
+    file = tmp_path / "all_ids.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, source.affine), file)
+    told = {"modality": "ct_organs", "modality_labels": {"liver": 4, "spleen": 9}}
+    app._infers["esp_medsam"] = cast(Any, SimpleNamespace(modalities={"ct_organs": CT}))
+    monkeypatch.setattr(app, "infer", lambda request: {"file": str(file), "params": told})
+    content = dicom_seg_of(app, {"model": "esp_medsam", "image": image})
+    dataset = pydicom.dcmread(BytesIO(content))
+    assert head_of(dataset).names == {1: "liver", 2: "spleen"}
+    grid = read_image(store_of(app).original(image)).grid
+    assert np.array_equal(labels_on(dataset, grid) == 2, voxels == 9)
+    assert not file.exists()
