@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
-from pydicom.sr.codedict import codes
+from pydicom.sr._concepts_dict import concepts
 
 from esp_medsam_app.modalities import Modality, catalogue
 from esp_medsam_app.modalities.catalogue import term_of
@@ -24,7 +24,7 @@ def test_every_label_of_the_catalogue_has_a_term_of_its_own() -> None:
 
 
 def test_codes_are_those_of_snomed() -> None:
-    known = {code.value: code.meaning for code in map(codes.SCT.__getattr__, codes.SCT.dir())}
+    known = {value for values in concepts["SCT"].values() for value in values}
     for modality in catalogue().values():
         for term in modality.terms.values():
             for code in (term.category, term.type, term.modifier, term.region):
