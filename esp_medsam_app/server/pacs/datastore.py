@@ -294,7 +294,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         label_id = image_id or label_id
         if _is_final(label_tag):
             with _told():
-                self._take_newest(label_id)
+                self._take_newest_if_possible(label_id)
         return str(LocalDatastore.get_label_uri(self, label_id, label_tag))
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
@@ -352,7 +352,6 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             remote = self._newer(label_id)
             heads = self.index.snapshot().segmentations.get(place.series, ())
             self._seen.add(head.instance for head in heads)
-            self.outbox.file(label_id).unlink(missing_ok=True)
             if remote is not None and not super().get_labels_by_image_id(label_id).get(FINAL):
                 return
         super().remove_label(label_id, label_tag)
@@ -499,6 +498,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                     told, instances=cached.count, name=f"{image}{SUFFIX}", ts=int(time.time())
                 )
                 entry.image.info[PROBLEM] = problem
+                entry.image.info.pop(NOT_SHOWN, None)
                 change.files.append((self._pointer(image), pointer(grid)))
 
     def _grids(
@@ -649,6 +649,14 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             "StudyInstanceUID": head.study,
             INSTANCE: head.instance,
         }
+
+    def _take_newest_if_possible(self, image_id: str) -> None:
+        try:
+            self._take_newest(image_id)
+        except UnreachableError as error:
+            if self._datastore.label(image_id, FINAL) is None:
+                raise
+            logger.warning("The label of %s here may not be the newest: %s", image_id, error)
 
     def _take_newest(self, image_id: str) -> None:
         head = self._newer(image_id)

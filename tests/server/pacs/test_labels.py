@@ -325,6 +325,19 @@ def test_the_newest_counts(
     assert len(store.label_versions(series, "final")) == 2
 
 
+def test_the_label_here_serves_while_the_newest_cannot_be_had(
+    pacs: FakePacs, series: str, store: PacsDatastore, label_map: WriteLabel
+) -> None:
+    late = drawn_elsewhere(store, series, label_map(store, series, 2), age=-60)
+    store.save_label(series, label_map(store, series, 1), "final", LIVER)
+    pacs.instances.append(late)
+    store.index.refresh()
+    pacs.broken = True
+    assert voxels_of(store, series).max() == 1
+    pacs.broken = False
+    assert voxels_of(store, series).max() == 2
+
+
 def test_our_own_segmentations_are_labels_again_after_the_cache_is_gone(
     pacs: FakePacs, series: str, make: MakeStore, label_map: WriteLabel
 ) -> None:
