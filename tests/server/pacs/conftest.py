@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.dicom_phantoms import volume
 from support.fake_pacs import FakePacs
-from support.pacs_stores import MODELS, QUICK, MakeStore, WriteLabel
+from support.pacs_stores import MODELS, PATIENT, MakeStore, WriteLabel
 
 from esp_medsam_app.server.pacs.client import PacsClient, TimeOuts
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
@@ -37,7 +37,7 @@ def make(pacs: FakePacs, tmp_path: Path) -> MakeStore:
 
     def made(
         modalities: tuple[str, ...] = ("CT", "MR", "CR", "US", "XC"),
-        time_outs: TimeOuts = QUICK,
+        time_outs: TimeOuts = PATIENT,
         credentials: tuple[str, str] | None = None,
         folder: str = "cache",
         **options: Any,

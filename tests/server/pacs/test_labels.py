@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from support.dicom_phantoms import phases, picture, volume
 from support.fake_pacs import FakePacs, encoded
 from support.fake_server import ORGANS
-from support.pacs_stores import MODELS, MakeStore, WriteLabel
+from support.pacs_stores import MODELS, QUICK, MakeStore, WriteLabel
 
 from esp_medsam_app.data.dicom_seg_reading import head_of, labels_on
 from esp_medsam_app.data.reading import read_image
@@ -194,11 +194,13 @@ def test_a_label_waits_for_the_pacs(
         pacs.close()
     elif how == "frozen":
         pacs.frozen.set()
+        store.client.time_outs = QUICK
     else:
         pacs.broken = True
-    start = time.monotonic()
+    count = len(pacs.asked)
     store.save_label(series, path, "final", LIVER)
-    assert time.monotonic() - start < 5
+    # to keep it, nobody waits for the PACS
+    assert len(pacs.asked) == count
     assert store.outbox.send_all() == 0
     assert store.outbox.waiting() == [series]
     assert voxels_of(store, series).any()
@@ -221,6 +223,7 @@ def test_a_label_of_an_image_that_is_not_here_is_kept_while_the_pacs_is_away(
     store = make()
     assert store.list_images() == [series]
     pacs.frozen.set()
+    store.client.time_outs = QUICK
     store.save_label(series, path, "final", LIVER)
     assert voxels_of(store, series).any()
     assert store.outbox.waiting() == [series]
@@ -266,7 +269,7 @@ def test_labels_are_sent_in_the_background(
 ) -> None:
     store.start()
     store.save_label(series, label_map(store, series, 1), "final", LIVER)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not pacs.segmentations():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -22,6 +22,7 @@ from monailabel.interfaces.utils import app as registry
 from support.dicom_phantoms import phases, picture, volume
 from support.fake_pacs import FakePacs
 from support.fake_server import ORGANS, SPOTS, FakeSegmenters, detail
+from support.pacs_stores import QUICK
 
 from esp_medsam_app.data.dicom_seg_reading import head_of, labels_on
 from esp_medsam_app.data.reading import read_image
@@ -60,8 +61,8 @@ def app(
 
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
     monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_CACHE_PATH", str(tmp_path / "cache"))
-    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_READ_TIMEOUT", 0.5)
-    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", 0.5)
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_READ_TIMEOUT", 60)
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", 60)
     return App(str(tmp_path / "app"), pacs.url + "/", {})
 
 
@@ -192,10 +193,11 @@ def test_bad_params_are_422(params: str, client: TestClient, series: str) -> Non
     assert client.post(url, data={"params": params}).status_code == 422
 
 
-def test_a_pacs_that_is_away_is_503(client: TestClient, pacs: FakePacs) -> None:
+def test_a_pacs_that_is_away_is_503(client: TestClient, app: EspMedSamApp, pacs: FakePacs) -> None:
     image = organs(pacs)
     client.get("/info/")
     pacs.frozen.set()
+    store_of(app).client.time_outs = QUICK
     answer = inferred(client, image, "image")
     assert answer.status_code == 503
     assert "PACS does not answer" in detail(answer)
