@@ -140,16 +140,19 @@ class ArchiveIndex:
     def refresh(self) -> Snapshot:
         """Ask the PACS now; after a failure what was known still counts."""
         with self._asking:
-            try:
-                self._snapshot = self._ask()
-            except EspMedSamError as error:
-                level = (
-                    logging.DEBUG if error.problem == self._snapshot.problem else logging.WARNING
-                )
-                logger.log(level, "The PACS was not listed: %s", error)
-                self._snapshot = replace(self._snapshot, problem=error.problem)
-            self._asked = time.monotonic()
-            return self._snapshot
+            return self._refreshed()
+
+    def _refreshed(self) -> Snapshot:
+        try:
+            self._snapshot = self._ask()
+        except EspMedSamError as error:
+            known = error.problem == self._snapshot.problem
+            logger.log(
+                logging.DEBUG if known else logging.WARNING, "The PACS was not listed: %s", error
+            )
+            self._snapshot = replace(self._snapshot, problem=error.problem)
+        self._asked = time.monotonic()
+        return self._snapshot
 
     def series(self, uid: str) -> Series | None:
         """One series, which may be newer than what is known.
