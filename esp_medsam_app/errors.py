@@ -34,3 +34,7 @@ class WeightsError(EspMedSamError):
 
 class OutOfMemoryError(EspMedSamError):
     """The device has too little memory, even for the smallest batch."""
+
+
+class UnreachableError(EspMedSamError):
+    """Another server, the hospital's PACS, that does not answer or refuses to."""

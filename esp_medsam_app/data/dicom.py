@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from pydicom.dataset import Dataset
 from esp_medsam_app.data.dicom_geometry import Frame, picture_grid, volume_grid
 from esp_medsam_app.data.dicom_pixels import frames_of, stacked
 from esp_medsam_app.data.formats import DICOM, is_dicom_file, suffix_of
-from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.errors import InputError
 
 # Objects of these modalities describe images, they are none (PS3.3 C.7.3.1.1.1).
@@ -39,6 +40,20 @@ class SeriesTags(NamedTuple):
     description: str | None = None
 
 
+class Planes(NamedTuple):
+    """What an image is made of.
+
+    Attributes:
+        headers: of its instances, without pixels.
+        order: of the frames, counted through all instances, along the grid's last index.
+        grid: of the image.
+    """
+
+    headers: list[Dataset]
+    order: list[int]
+    grid: Grid
+
+
 def is_series_folder(path: Path) -> bool:
     """Whether a folder directly holds slices of a series.
 
@@ -48,7 +63,7 @@ def is_series_folder(path: Path) -> bool:
     try:
         for file in _dicom_files(path):
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-            if _is_image(dataset):
+            if is_image(dataset):
                 return any(
                     name in dataset
                     for name in ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence")
@@ -69,19 +84,24 @@ def read_dicom(path: Path) -> MedicalImage:
         InputError: no image, several series, localizers among the slices, slices that are
             missing, doubled or of different size, or pixel data that cannot be decoded.
     """
+    with _explained(path):
+        return _read_instances(_images_of(path), path)
+
+
+def read_planes(path: Path) -> Planes:
+    """Where the image of a folder or a file lies, without its pixels.
+
+    Raises:
+        InputError: as `read_dicom`, but for the pixels.
+    """
+    with _explained(path):
+        return _planes(_images_of(path), path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        if path.is_file():
-            return _read_instances([_header(path)], path)
-        headers = [_header(file) for file in _dicom_files(path)]
-        images = [header for header in headers if _is_image(header)]
-        if not images:
-            kind = _NO_IMAGES.get(_modality(headers[0]) or "") if headers else None
-            raise InputError(
-                f"the folder holds {kind or 'no DICOM image'}" + (" only" if kind else ""),
-                path=path,
-                remedy="Give the folder of one series of images",
-            )
-        return _read_instances(_one_series(images, path), path)
+        yield
     except (InputError, OSError, MemoryError):
         raise
     except Exception as error:  # values that break the standard turn up anywhere
@@ -90,6 +110,22 @@ def read_dicom(path: Path) -> MedicalImage:
             path=path,
             remedy="Export it again",
         ) from error
+
+
+def _images_of(path: Path) -> list[Dataset]:
+    """Headers of the one series of images."""
+    if path.is_file():
+        return [read_header(path)]
+    headers = [read_header(file) for file in _dicom_files(path)]
+    images = [header for header in headers if is_image(header)]
+    if not images:
+        kind = _NO_IMAGES.get(_modality(headers[0]) or "") if headers else None
+        raise InputError(
+            f"the folder holds {kind or 'no DICOM image'}" + (" only" if kind else ""),
+            path=path,
+            remedy="Give the folder of one series of images",
+        )
+    return _one_series(images, path)
 
 
 def _dicom_files(folder: Path) -> list[Path]:
@@ -102,8 +138,8 @@ def _dicom_files(folder: Path) -> list[Path]:
     ]
 
 
-def _header(path: Path) -> Dataset:
-    """Everything but the pixels."""
+def read_header(path: Path) -> Dataset:
+    """Everything but the pixels; raises InputError for what is no DICOM."""
     return _dataset(path, stop_before_pixels=True)
 
 
@@ -136,8 +172,8 @@ def series_tags(path: Path) -> SeriesTags:
     """
     try:
         for file in [path] if path.is_file() else _dicom_files(path):
-            dataset = _header(file)
-            if _is_image(dataset):
+            dataset = read_header(file)
+            if is_image(dataset):
                 return _tags(dataset)
     except (InputError, OSError):
         pass
@@ -158,7 +194,8 @@ def _modality(dataset: Dataset) -> str | None:
     return str(value) if value else None
 
 
-def _is_image(dataset: Dataset) -> bool:
+def is_image(dataset: Dataset) -> bool:
+    """Whether a header is that of an image, not of something that describes images."""
     return "Rows" in dataset and "Columns" in dataset and _modality(dataset) not in _NO_IMAGES
 
 
@@ -180,8 +217,25 @@ def _one_series(datasets: Sequence[Dataset], path: Path) -> list[Dataset]:
 
 
 def _read_instances(headers: Sequence[Dataset], path: Path) -> MedicalImage:
+    planes = _planes(headers, path)
+    pixels: list[NDArray[Any]] = []
+    for header in headers:
+        source = Path(header.filename)
+        pixels += frames_of(_dataset(source), source)
+    if len({array.shape for array in pixels}) > 1:
+        raise InputError(
+            "grey and coloured slices: not one volume",
+            path=path,
+            remedy="Take other images out of the folder",
+        )
+    voxels = stacked([pixels[index] for index in planes.order], flat=len(planes.grid.shape) == 2)
+    return MedicalImage(voxels, planes.grid, path, *_tags(headers[0]))
+
+
+def _planes(headers: Sequence[Dataset], path: Path) -> Planes:
+    """Where the frames lie: clear, or refused, before pixels take time and memory."""
     modality = _modality(headers[0])
-    if not _is_image(headers[0]):
+    if not is_image(headers[0]):
         what = _NO_IMAGES.get(modality or "", "DICOM without an image")
         raise InputError(
             f"the file is {what}, not an image to segment",
@@ -208,20 +262,8 @@ def _read_instances(headers: Sequence[Dataset], path: Path) -> MedicalImage:
             remedy="Take localizers and other images out of the folder",
         )
     (size,) = sizes
-    # where they lie is clear, or refused, before pixels take time and memory
     if without:
         order, grid = list(range(len(frames))), picture_grid(frames[0], len(frames), size)
     else:
         order, grid = volume_grid(frames, size, path)
-    pixels: list[NDArray[Any]] = []
-    for header in headers:
-        source = Path(header.filename)
-        pixels += frames_of(_dataset(source), source)
-    if len({array.shape for array in pixels}) > 1:
-        raise InputError(
-            "grey and coloured slices: not one volume",
-            path=path,
-            remedy="Take other images out of the folder",
-        )
-    voxels = stacked([pixels[index] for index in order], flat=len(grid.shape) == 2)
-    return MedicalImage(voxels, grid, path, *_tags(headers[0]))
+    return Planes(list(headers), order, grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,12 +11,15 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 
-from esp_medsam_app.data.image import LPS, Grid
+from esp_medsam_app.data.image import LPS, Grid, MedicalImage
 from esp_medsam_app.data.whole_files import written_whole
+from esp_medsam_app.errors import InputError
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".png")
 # NIfTI's codes for what an affine leads to: the scanner, or another image it is aligned with.
 _SCANNER, _ALIGNED = 1, 2
+# Cosine up to which axes count as at right angles: positions are written with few digits.
+_STRAIGHT = 1e-2
 
 
 def writable_suffix(path: str | Path) -> str | None:
@@ -62,6 +66,41 @@ def write_label_map(
     return path
 
 
+def write_image(stem: Path, image: MedicalImage) -> Path:
+    """Write an image so that viewers lay label maps of its grid over it; whole or not at all.
+
+    Args:
+        stem: path without suffix.
+        image: grey: becomes .nii.gz; a coloured picture: .png.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: slices that a tilted gantry has shifted, which viewers do not show in their
+            place; a coloured volume.
+        OSError: the file cannot be written.
+    """
+    if image.is_rgb and len(image.grid.shape) == 2:
+        path = stem.with_name(f"{stem.name}.png")
+        with written_whole(path) as partial:
+            Image.fromarray(np.ascontiguousarray(image.voxels.swapaxes(0, 1))).save(partial)
+        return path
+    if image.is_rgb:
+        raise InputError("a coloured film, for which there is no volume format that viewers read")
+    if not _orthogonal(image.grid.affine, tolerance=_STRAIGHT):
+        raise InputError(
+            "the slices are shifted against each other, as by a tilted gantry: as a volume, "
+            "viewers would show it in the wrong place",
+            remedy="Open the series in OHIF, or ask for the result as DICOM SEG, which places "
+            "every slice by itself",
+        )
+    path = stem.with_name(f"{stem.name}.nii.gz")
+    with written_whole(path) as partial:
+        nib.save(_nifti_image(image.voxels, image.grid), partial)
+    return path
+
+
 def _write(
     path: Path, suffix: str, labels: NDArray[np.integer], grid: Grid, compress: bool
 ) -> None:
@@ -76,7 +115,7 @@ def _write(
         nib.save(_nifti_image(labels, grid), path)
 
 
-def _nifti_image(labels: NDArray[np.integer], grid: Grid) -> nib.Nifti1Image:
+def _nifti_image(labels: NDArray[Any], grid: Grid) -> nib.Nifti1Image:
     source = grid.nifti_header
     if source is None:
         voxels, affine = _volume(labels, grid)
@@ -113,18 +152,16 @@ def _itk_image(labels: NDArray[np.integer], grid: Grid) -> sitk.Image:
     return image
 
 
-def _volume(
-    labels: NDArray[np.integer], grid: Grid
-) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
+def _volume(labels: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """`[x, y, z]` and the affine to RAS+ under which viewers find it on its image."""
     voxels = labels if labels.ndim == 3 else labels[..., np.newaxis]
     # without patient space the affine is from ITK's axes, which it takes to be LPS+
     return voxels, grid.affine if grid.has_patient_space else LPS @ grid.affine
 
 
-def _orthogonal(affine: NDArray[np.float64]) -> bool:
+def _orthogonal(affine: NDArray[np.float64], tolerance: float = 1e-5) -> bool:
     matrix = affine[:3, :3]
     product = (matrix / np.linalg.norm(matrix, axis=0)).T @ (
         matrix / np.linalg.norm(matrix, axis=0)
     )
-    return bool(np.allclose(product, np.eye(3), atol=1e-5))
+    return bool(np.allclose(product, np.eye(3), atol=tolerance))

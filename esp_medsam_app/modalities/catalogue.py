@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from esp_medsam_app.errors import InputError, UnknownNameError
 from esp_medsam_app.modalities.modality import Modality
+from esp_medsam_app.modalities.terms import Term, unspecified_term
 
 
 def read_modality(path: Path) -> Modality:
@@ -51,3 +52,12 @@ def get_modality(name: str) -> Modality:
             f"there is no modality {name!r}", remedy=f"Known: {', '.join(known)}"
         )
     return known[name]
+
+
+def term_of(modality: Modality, label: str) -> Term:
+    """Codes and colour of a label: its own, else the catalogue's, else those of any tissue.
+
+    A bundle may be from before its modalities had terms, and so tells only of labels.
+    """
+    known = modality.terms or getattr(catalogue().get(modality.name), "terms", {})
+    return known.get(label) or unspecified_term(modality.labels[label])

@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from esp_medsam_app.modalities.terms import Term
+
 AcquisitionChange = Literal[
     "colour", "illumination", "inversion", "low_resolution", "ringing", "speckle", "window"
 ]
@@ -106,6 +108,7 @@ class Modality(_Frozen):
         intensity: how grey values are scaled.
         tiles: how large images are cut.
         augmentation: for training.
+        terms: codes and colours by label, for DICOM; labels may lack one.
     """
 
     name: str
@@ -119,6 +122,14 @@ class Modality(_Frozen):
     intensity: Intensity = Intensity()
     tiles: Tiles = Tiles()
     augmentation: Augmentation = Augmentation()
+    terms: dict[str, Term] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _terms_of_labels(self) -> Modality:
+        strange = sorted(set(self.terms) - set(self.labels))
+        if strange:
+            raise ValueError(f"terms of {', '.join(strange)}, which is none of the labels")
+        return self
 
     @field_validator("name")
     @classmethod

@@ -9,16 +9,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.reading import read_label_map
 from esp_medsam_app.data.writing import write_label_map
-from esp_medsam_app.errors import InputError
+from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.pairs import CasePair, read_pair
 from esp_medsam_app.evaluation.splits import patient_of
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.originals import original
 from esp_medsam_app.server.submitted_labels import (
     match_name,
     renumber,
@@ -80,8 +82,12 @@ def annotated_cases(
                 continue
         elif None in matched.values():
             continue
-        image = Path(datastore.get_image_uri(image_id))
-        pair = CasePair(image_id, image, Path(datastore.get_label_uri(image_id, FINAL)))
+        try:
+            image = original(datastore, image_id)
+            pair = CasePair(image_id, image, Path(datastore.get_label_uri(image_id, FINAL)))
+        except (EspMedSamError, HTTPException) as error:
+            logger.warning("Image %s is left out: %s", image_id, error)
+            continue
         same = all(name and modality.labels[name] == value for value, name in matched.items())
         found.append(AnnotatedCase(pair, _keys(image_id, image, pattern), None if same else names))
     return found

@@ -35,6 +35,10 @@ from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.killed_processes import explain_killed_processes
 from esp_medsam_app.server.local_datastore import TAG, SafeDatastore
+from esp_medsam_app.server.pacs.datastore import PacsDatastore
+from esp_medsam_app.server.pacs.pointers import grid_of
+from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
+from esp_medsam_app.server.pacs.series_cache import GIGABYTE
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
@@ -42,6 +46,8 @@ from esp_medsam_app.server.submitted_labels import SubmittedLabels
 from esp_medsam_app.server.uncertainty_scoring import UncertaintyScoring
 from esp_medsam_app.server.version_routes import add_version_routes
 
+# How many images that turn out to be no volumes are passed over in one request.
+_TRIES = 20
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 
 logger = logging.getLogger(__name__)
@@ -139,7 +145,7 @@ class EspMedSamApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            return self.init_remote_datastore()
         try:
             return SafeDatastore(
                 self.studies,
@@ -155,6 +161,15 @@ class EspMedSamApp(MONAILabelApp):
                 remedy="The server needs a folder that it may write to",
             ) from error
 
+    def _init_dicomweb_datastore(self) -> Datastore:
+        largest = AppConf.parse(self.conf).pacs_cache_gb * GIGABYTE
+        return PacsDatastore.from_settings(
+            self.studies.strip().rstrip("/"),
+            SubmittedLabels(self._modalities, self._read_of, self._numberings, grid_of),
+            self._dicom_modalities,
+            largest,
+        )
+
     def _load_sessions(self, load: bool = False) -> Sessions | None:
         if not load:
             return None
@@ -169,6 +184,9 @@ class EspMedSamApp(MONAILabelApp):
 
         add_version_routes(endpoints)
         explain_killed_processes()
+        add_dicom_seg_route(endpoints)
+        if isinstance(datastore := self.datastore(), PacsDatastore):
+            datastore.start()
         super().on_init_complete()
         if AppConf.parse(self.conf).background_scores:
             self.active_learning.background.start()
@@ -272,6 +290,14 @@ class EspMedSamApp(MONAILabelApp):
                     remedy=f"Available: {', '.join(self._strategies)}",
                 )
             )
+        for _ in range(_TRIES - 1):
+            try:
+                return dict(super().next_sample(request))
+            except HTTPException as error:
+                if error.status_code != 422:
+                    raise
+                # its DICOM is no volume: the datastore does not offer it again
+                logger.warning("Not the next sample: %s", error.detail)
         return dict(super().next_sample(request))
 
     def _modalities(self) -> dict[str, Modality]:
@@ -279,9 +305,10 @@ class EspMedSamApp(MONAILabelApp):
 
         The model that reads the modality from the image stands for those that it chooses from.
         """
-        tasks = {**self._trainers, **self._infers}
+        # the datastore is there before them
+        tasks = {**getattr(self, "_trainers", {}), **getattr(self, "_infers", {})}
         modalities = {name: getattr(task, "modality", None) for name, task in tasks.items()}
-        for task in self._infers.values():
+        for task in getattr(self, "_infers", {}).values():
             if isinstance(task, AutoInferTask):
                 modalities |= {model_name(name): m for name, m in task.modalities.items()}
         return {
@@ -303,6 +330,19 @@ class EspMedSamApp(MONAILabelApp):
         datastore = self.datastore()
         assert isinstance(datastore, SafeDatastore)
         return self.active_learning.modality_of(datastore._to_id(image.name)[0])
+
+    def _dicom_modalities(self) -> list[str]:
+        """DICOM modalities (0008,0060) of the images that the models served are meant for."""
+        served = [
+            modality
+            for task in getattr(self, "_infers", {}).values()
+            for modality in (
+                *getattr(task, "modalities", {}).values(),
+                getattr(task, "modality", None),
+            )
+            if isinstance(modality, Modality)
+        ]
+        return sorted({name for modality in served for name in modality.dicom_modalities})
 
     def _is_up_to_date(self, model: str, answer: Mapping[str, Any]) -> bool:
         """Whether a model's answer came from the weights that serve now."""

@@ -41,6 +41,7 @@ class AppConf(BaseModel):
         patient_pattern: regular expression whose one group finds the patient in an image's file
             name, for images that are no DICOM: a patient is never learned from and judged by.
         background_scores: whether images are assessed while no request runs, for active learning.
+        pacs_cache_gb: gigabytes that images fetched from a PACS may take on this disk.
         log_level: of this package's own lines in the server's log, whatever MONAI Label's is.
     """
 
@@ -54,6 +55,7 @@ class AppConf(BaseModel):
     versions: Path | None = None
     patient_pattern: re.Pattern[str] | None = None
     background_scores: bool = True
+    pacs_cache_gb: float = Field(default=20.0, gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = None
 
     @field_validator("patient_pattern", mode="before")

@@ -12,6 +12,7 @@ from esp_medsam_app.errors import (
     InputError,
     OutOfMemoryError,
     UnknownNameError,
+    UnreachableError,
     WeightsError,
 )
 from esp_medsam_app.server.sources import ImageSource
@@ -21,6 +22,7 @@ _STATUS: dict[type[EspMedSamError], int] = {
     UnknownNameError: 404,
     OutOfMemoryError: 503,
     WeightsError: 503,
+    UnreachableError: 503,
 }
 
 logger = logging.getLogger(__name__)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.local import LocalDatastore
-from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import Datastore
 
 from esp_medsam_app.active_learning.image_modalities import ImageModalities, ImageModality
@@ -20,7 +16,14 @@ from esp_medsam_app.active_learning.score_cache import ScoreCache, ScoreKey, fin
 from esp_medsam_app.active_learning.strategies import Candidate, by_chance
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.reading import read_image
-from esp_medsam_app.errors import InputError, OutOfMemoryError, UnknownNameError, WeightsError
+from esp_medsam_app.errors import (
+    InputError,
+    OutOfMemoryError,
+    UnknownNameError,
+    UnreachableError,
+    WeightsError,
+)
+from esp_medsam_app.server.originals import borrowed
 from esp_medsam_app.server.scored_models import ScoredModels
 
 # Of a DICOMweb archive, so many series are fetched to be assessed; chosen by chance.
@@ -133,11 +136,15 @@ class ImageScores:
     ) -> bool:
         """Assess an image; before that, look whether it is of the modality at all."""
         try:
-            with image_file(datastore, key.image) as path:
+            with borrowed(datastore, key.image) as path:
                 image = read_image(path)
                 if look and not self._may_be_of(key, image):
                     return False
                 version, assessment = self.models.assess(key.modality, image, before_pass)
+        except UnreachableError as error:
+            # the next round asks again
+            logger.warning("Image %r cannot be assessed now: %s", key.image, error)
+            return False
         except (StoppedError, WeightsError, OutOfMemoryError, UnknownNameError, sqlite3.Error):
             raise
         except InputError as error:
@@ -164,26 +171,6 @@ class ImageScores:
             return True
         self.seen.put(key.image, *of)
         return key.modality in of.possible
-
-
-@contextmanager
-def image_file(datastore: Datastore, image: str) -> Iterator[Path]:
-    """The file or folder of an image.
-
-    A series that MONAI Label has not fetched from its archive yet is fetched for the moment only:
-    MONAI Label would keep every patient's images on this disk.
-    """
-    if isinstance(datastore, DICOMWebDatastore):
-        fetched = LocalDatastore.get_image_uri(datastore, image)
-        if not fetched or not Path(fetched).exists():
-            with tempfile.TemporaryDirectory(prefix="esp_medsam_") as folder:
-                client, by_frame = datastore._client, datastore._fetch_by_frame
-                dicom_web_download_series(None, image, folder, client, by_frame)
-                yield Path(folder)
-            return
-        yield Path(fetched)
-        return
-    yield Path(datastore.get_image_uri(image))
 
 
 def image_fingerprint(datastore: Datastore, image: str) -> str:

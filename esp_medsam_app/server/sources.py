@@ -13,6 +13,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.utils.sessions import Sessions
 
 from esp_medsam_app.errors import InputError, UnknownNameError
+from esp_medsam_app.server.originals import KeepsOriginals
 
 # What MONAI Label's endpoint calls the file that came with the request.
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\..*)?")
@@ -43,7 +44,8 @@ def find_source(image: Any, datastore: Datastore, sessions: Sessions | None) -> 
 
     Raises:
         UnknownNameError: none of these.
-        InputError: not a string.
+        InputError: not a string; a series of the PACS that is no image.
+        UnreachableError: the PACS does not answer.
     """
     if not isinstance(image, str):
         raise InputError("image: an id of the datastore is needed")
@@ -54,6 +56,8 @@ def find_source(image: Any, datastore: Datastore, sessions: Sessions | None) -> 
         )
     if "/" in image or "\\" in image:
         return _put_there_by_monai_label(Path(image), sessions)
+    if isinstance(datastore, KeepsOriginals):
+        return ImageSource(datastore.original(image), image, f"image {image!r}")
     try:
         uri = datastore.get_image_uri(image)
     except ImageNotFoundException:

@@ -38,6 +38,7 @@ class SubmittedLabels:
         read: the modality that an image is known to be of, if it is.
         numberings: the labels of models that are of no single modality, likewise: what values
             without names mean.
+        grid_of: the grid of an image; none if it cannot be known.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class SubmittedLabels:
         models: Callable[[], Mapping[str, Modality]],
         read: Callable[[Path], str | None] = lambda image: None,
         numberings: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
+        grid_of: Callable[[Path], Grid | None] | None = None,
     ) -> None:
-        self._models = models
+        self.models = models
         self._read = read
         self._numberings = numberings
+        self._grid_of = grid_of or _grid_of
 
     @contextmanager
     def __call__(
@@ -67,7 +70,7 @@ class SubmittedLabels:
             InputError: not a label map, not on the image's grid, values without a name, or names
                 that the model does not know.
         """
-        grid = _grid_of(image)
+        grid = self._grid_of(image)
         given = read_label_map(label, grid)
         if grid is not None:
             check_alignment(given.grid, grid)
@@ -86,7 +89,7 @@ class SubmittedLabels:
         self, given: MedicalImage, image: Path, info: Mapping[str, Any], certain: dict[int, str]
     ) -> tuple[NDArray[np.integer], dict[str, Any]]:
         """Voxels (the very array if nothing changes) and info to keep."""
-        models = self._models()
+        models = self.models()
         entries = _entries(info.get("label_info"))
         readings = [certain] if certain else _readings(entries)
         numbering = self._numberings().get(str(info.get("model")))
@@ -116,7 +119,7 @@ class SubmittedLabels:
         self, readings: Sequence[Mapping[int, str]], used: Sequence[int]
     ) -> Modality | None:
         """The modality of all names; else of those in use: Slicer sends empty segments' too."""
-        modalities = list(self._models().values())
+        modalities = list(self.models().values())
         everything = {name for names in readings for name in names.values()}
         return modality_of_names(everything, modalities) or modality_of_names(
             _in_use(readings, used), modalities
@@ -131,7 +134,7 @@ class SubmittedLabels:
     ) -> Modality | None:
         """The modality that the image is of, if it has the names in use."""
         name = told_modality(info) or self._read(image)
-        modality = next((m for m in self._models().values() if m.name == name), None)
+        modality = next((m for m in self.models().values() if m.name == name), None)
         if modality is None:
             return None
         found = (_target(used_name, modality.labels) for used_name in _in_use(readings, used))

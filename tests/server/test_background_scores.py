@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ from PIL import Image
 from support.fake_server import FakeSegmenters
 
 from esp_medsam_app.errors import OutOfMemoryError, WeightsError
-from esp_medsam_app.server import image_scores
 from esp_medsam_app.server.active_learning import ActiveLearning
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.background_scores import BackgroundScores
-from esp_medsam_app.server.image_scores import image_file, image_fingerprint
+from esp_medsam_app.server.image_scores import image_fingerprint
+from esp_medsam_app.server.originals import borrowed
 
 SECONDS = 20
 
@@ -299,31 +299,25 @@ def test_it_survives_what_goes_wrong(
 # --- images of an archive ------------------------------------------------------------------------
 
 
-def test_a_series_is_fetched_for_the_moment_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched: list[Path] = []
+def test_a_series_is_fetched_for_the_moment_only(tmp_path: Path) -> None:
+    """What a PACS lends is not fetched into the viewers' cache."""
+    lent: list[str] = []
 
-    def download(study: Any, series: str, folder: str, client: Any, by_frame: bool) -> None:
-        assert (series, client, by_frame) == ("1.2.3", "archive", False)
-        (Path(folder) / "1.dcm").write_bytes(b"slice")
-        fetched.append(Path(folder))
+    class Archive:
+        def original(self, image_id: str) -> Path:
+            raise AssertionError("to stay")
 
-    monkeypatch.setattr(image_scores, "dicom_web_download_series", download)
+        @contextmanager
+        def borrowed(self, image_id: str) -> Iterator[Path]:
+            lent.append(image_id)
+            yield tmp_path
+
+    with borrowed(cast(Any, Archive()), "1.2.3") as folder:
+        assert folder == tmp_path
+    assert lent == ["1.2.3"]
     archive = DICOMWebDatastore.__new__(DICOMWebDatastore)
-    archive._client, archive._fetch_by_frame = "archive", False
-    archive._datastore = SimpleNamespace(objects={}, image_path=lambda: str(tmp_path))
-    with image_file(archive, "1.2.3") as folder:
-        assert [file.name for file in folder.iterdir()] == ["1.dcm"]
-    assert fetched == [folder]
-    assert not folder.exists()
-    assert image_fingerprint(archive, "1.2.3")
-    # what was shown lies there already
-    (tmp_path / "1.2.3.nii.gz").touch()
-    archive._datastore.objects["1.2.3"] = SimpleNamespace(image=SimpleNamespace(ext=".nii.gz"))
-    with image_file(archive, "1.2.3") as path:
-        assert path == tmp_path / "1.2.3.nii.gz"
-    assert len(fetched) == 1
+    # a series' content never changes: nothing has to be fetched to know that
+    assert image_fingerprint(archive, "1.2.3") == image_fingerprint(archive, "1.2.3")
 
 
 def test_an_archive_is_asked_again_after_a_label(learning: ActiveLearning) -> None:

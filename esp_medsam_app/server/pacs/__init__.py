@@ -1,0 +1,1 @@
+"""The hospital's archive (PACS) as a datastore, over DICOMweb."""
