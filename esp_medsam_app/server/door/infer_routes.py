@@ -1,0 +1,139 @@
+"""Inference: an image by its id, by a session's, or with the request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, UploadFile
+from fastapi.background import BackgroundTasks
+from fastapi.responses import FileResponse, JSONResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints import infer as endpoint
+from monailabel.endpoints.user.auth import RBAC
+from monailabel.interfaces.exception import MONAILabelException
+from monailabel.utils.others.generic import get_mime_type, remove_file
+
+from esp_medsam_app.server.door.refusal import RefusedError
+from esp_medsam_app.server.door.uploads import checked_text, mapping, received, the_app
+
+# what the address says, and no parameter changes
+_OWN = ("model", "image", "session", "file", "label")
+
+router = APIRouter(
+    prefix="/infer",
+    tags=["Infer"],
+    dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+)
+
+
+class Output(str, Enum):
+    """What to answer with."""
+
+    IMAGE = "image"
+    JSON = "json"
+    ALL = "all"
+    DICOM_SEG = "dicom_seg"
+
+
+@router.post("/wsi/{model}", include_in_schema=False)
+@router.post("/wsi_v2/{model}", include_in_schema=False)
+def whole_slide(model: str) -> None:
+    """Not here."""
+    raise RefusedError(
+        404, f"Whole-slide images are not segmented here. Send a picture to /infer/{model}."
+    )
+
+
+@router.post("/{model}", summary="Segment an image")
+def infer(
+    background: BackgroundTasks,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: Annotated[str, Form()] = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    label: Annotated[UploadFile | None, File()] = None,
+    output: Output | None = None,
+) -> Response:
+    """The label map (`image`), what is told of it (`json`), or both as multipart (`all`)."""
+    app = the_app()
+    options = {k: v for k, v in mapping(params).items() if k not in _OWN}
+    checked_text(image, "image")
+    if model not in app._infers:
+        known = ", ".join(app._infers)
+        raise RefusedError(404, f"there is no model {model!r}. Available: {known}")
+    if output is Output.DICOM_SEG:
+        return _as_dicom(background, model, image, session_id, params, file, options)
+    with _image(image, session_id, file) as source:
+        result = app.infer({**options, "model": model, "image": source})
+    return _answer(result, output, background)
+
+
+@contextmanager
+def _image(image: str, session_id: str, file: UploadFile | None) -> Iterator[str]:
+    if file is not None:
+        with received(file) as path:
+            yield str(path)
+        return
+    if session_id:
+        sessions = the_app().sessions()
+        session = sessions.get_session(session_id) if sessions is not None else None
+        if session is None:
+            raise RefusedError(
+                404, "there is no such session, or it has expired. Upload the image again"
+            )
+        yield session.image
+        return
+    if not image:
+        raise RefusedError(422, "an image is needed: its id, a session, or a file")
+    yield image
+
+
+def _answer(result: dict[str, Any], output: Output | None, background: BackgroundTasks) -> Response:
+    file, told = str(result["file"]), result["params"]
+    if output is Output.JSON:
+        remove_file(file)
+        return JSONResponse(told)
+    if output is Output.IMAGE:
+        background.add_task(remove_file, file)
+        name = file.rsplit("/", 1)[-1]
+        return FileResponse(file, media_type=get_mime_type(file), filename=name)
+    try:
+        return _response(endpoint.send_response(the_app().datastore(), result, "all", background))
+    except BaseException:
+        remove_file(file)
+        raise
+
+
+def _response(answer: Any) -> Response:
+    """MONAI Label's functions give an answer, or what JSON it is to hold."""
+    return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+
+def _as_dicom(
+    background: BackgroundTasks,
+    model: str,
+    image: str,
+    session_id: str,
+    params: str,
+    file: UploadFile | None,
+    options: dict[str, Any],
+) -> Response:
+    """A DICOM SEG, which MONAI Label's own endpoint makes of the label map."""
+    if not str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://")):
+        raise RefusedError(422, "output: dicom_seg needs studies on a DICOMweb server")
+    if not image or file is not None or session_id:
+        raise RefusedError(422, "output: dicom_seg needs the id of an image of the PACS")
+    if not options.get("label_info"):
+        raise RefusedError(422, "params.label_info: the segments' names are needed for dicom_seg")
+    try:
+        return _response(
+            endpoint.run_inference(
+                background, model, image, "", params, None, None, Output.DICOM_SEG.value
+            )
+        )
+    except MONAILabelException as error:
+        raise RefusedError(404, str(error.msg)) from error
