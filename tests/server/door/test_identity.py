@@ -221,9 +221,7 @@ def test_a_keycloak_that_is_away_is_told(
     assert "8080" not in response.text
 
 
-def test_one_log_in_only(
-    make_door: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_log_in_only(make_door: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monai_settings, "MONAI_LABEL_AUTH_ENABLE", True)
     with pytest.raises(InputError, match="ESP_MEDSAM_TOKEN"):
         make_door(token=TOKEN)
