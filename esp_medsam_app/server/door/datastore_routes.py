@@ -203,8 +203,11 @@ def _describe_label(label: str, tag: str, info: dict[str, Any]) -> None:
 
 def _folder(otherwise: str) -> LocalDatastore:
     """The datastore, if it is a folder; else 405."""
-    datastore = the_app().datastore()
-    if not isinstance(datastore, LocalDatastore):
+    app = the_app()
+    datastore = app.datastore()
+    # the one of a PACS has a local one's methods as well
+    is_address = app.studies.startswith(("http://", "https://"))
+    if is_address or not isinstance(datastore, LocalDatastore):
         raise RefusedError(405, otherwise)
     return datastore
 
