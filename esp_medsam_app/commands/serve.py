@@ -207,9 +207,11 @@ def _checked_studies(studies: str) -> str:
 
 def _is_open(host: str) -> bool:
     """Whether others may reach the server, and nobody has to log in."""
+    from esp_medsam_app.server.door.settings import DoorSettings
+
     alone = host in ("localhost", "::1") or host.startswith("127.")
-    variables = ("ESP_MEDSAM_TOKEN", "MONAI_LABEL_AUTH_ENABLE")
-    return not alone and not any(os.environ.get(name) for name in variables)
+    logs_in = DoorSettings.read().token or os.environ.get("MONAI_LABEL_AUTH_ENABLE")
+    return not alone and not logs_in
 
 
 def _samples(screen: Screen, home: DataFolder | None) -> str:

@@ -28,7 +28,7 @@ def open_audit(folder: Path) -> None:
     Args:
         folder: of the server's logs; made if it is not there.
     """
-    os.environ.setdefault(AUDIT_FILE, str(folder / "audit.jsonl"))
+    os.environ[AUDIT_FILE] = os.environ.get(AUDIT_FILE) or str(folder / "audit.jsonl")
 
 
 def audit(action: str, **what: Any) -> None:
