@@ -60,6 +60,7 @@ from esp_medsam_app.server.door.bodies import Bodies
 from esp_medsam_app.server.door.dicom_proxy import PREFIX, DicomProxy
 from esp_medsam_app.server.door.health import Health
 from esp_medsam_app.server.door.identity import TokenGate, checked_role
+from esp_medsam_app.server.door.infer_routes import is_dicom_seg
 from esp_medsam_app.server.door.lanes import Lane, Lanes
 from esp_medsam_app.server.door.metrics import Metrics
 from esp_medsam_app.server.door.origins import Origins, normalised, with_cors
@@ -111,7 +112,8 @@ class FrontDoor:
         self.inferences = Lane("inference", slots, settings.infer_queue)
         self.work = Lane("work", settings.work_slots, settings.work_queue)
         self._rooms = rooms(monai_label, settings, self._opened, self._closed)
-        self._threads = OffTheLoop(self._rooms, slots + settings.work_slots + 64)
+        self._monai_label = monai_label
+        self._threads = OffTheLoop(self._room, slots + settings.work_slots + 64)
         check = checked_role(monai_settings.MONAI_LABEL_AUTH_ROLE_USER)
         self._proxy = DicomProxy(check, settings.max_upload_mb, proxy_transport)
         self._health = Health(
@@ -154,6 +156,10 @@ class FrontDoor:
             await self._proxy(scope, receive, send)
         else:
             await self._bodies(scope, receive, send)
+
+    async def _room(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._monai_label if is_dicom_seg(scope) else self._rooms
+        await app(scope, receive, send)
 
     def _lane(self, scope: Scope) -> Lane:
         is_inference = scope["method"] == "POST" and scope["path"].startswith("/infer/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,8 @@ from esp_medsam_app.server.door.uploads import (
 )
 
 _HASHES = {"SHA256": "sha256", "SHA512": "sha512", "MD5": "md5"}
+# a SeriesInstanceUID, and which of the images in the series
+_PACS_ID = re.compile(r"[0-9.]{1,64}(_[0-9]{1,6})?")
 # an id that is taken in between would be given twice
 _adding = threading.Lock()
 
@@ -93,7 +96,10 @@ def image_info(image: str) -> dict[str, Any]:
     """As it was sent, and what the server added."""
     datastore = the_app().datastore()
     _known_image(datastore, image)
-    return dict(datastore.get_image_info(image))
+    info = dict(datastore.get_image_info(image))
+    if not info:
+        raise RefusedError(404, f"nothing is known of image {image!r}")
+    return info
 
 
 @router.put("/image/info", dependencies=[_annotator], summary="Describe an image")
@@ -203,18 +209,21 @@ def _describe_label(label: str, tag: str, info: dict[str, Any]) -> None:
 
 def _folder(otherwise: str) -> LocalDatastore:
     """The datastore, if it is a folder; else 405."""
-    app = the_app()
-    datastore = app.datastore()
+    datastore = the_app().datastore()
     # the one of a PACS has a local one's methods as well
-    is_address = app.studies.startswith(("http://", "https://"))
-    if is_address or not isinstance(datastore, LocalDatastore):
+    if _is_pacs() or not isinstance(datastore, LocalDatastore):
         raise RefusedError(405, otherwise)
     return datastore
 
 
+def _is_pacs() -> bool:
+    return the_app().studies.startswith(("http://", "https://"))
+
+
 def _known_image(datastore: Datastore, image: str) -> None:
     checked_text(image, "image")
-    if image not in datastore.list_images():
+    # a PACS has more images than it lists, and is asked in a moment; it may also be away
+    if not (_PACS_ID.fullmatch(image) if _is_pacs() else image in datastore.list_images()):
         raise RefusedError(404, f"there is no image {image!r} in the datastore")
 
 

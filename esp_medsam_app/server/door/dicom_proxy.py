@@ -14,10 +14,13 @@ from urllib.parse import unquote
 
 import httpx
 from monailabel.config import settings
+from starlette.concurrency import run_in_threadpool
 
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.door.asgi_types import Receive, Scope, Send, header
+from esp_medsam_app.server.door.bodies import Body
 from esp_medsam_app.server.door.refusal import ClientLeftError, RefusedError
+from esp_medsam_app.server.door.stored_segmentations import take_segmentations
 
 PREFIX = "/proxy/dicom/"
 _UID = r"(?=[0-9.]{1,64}(?:/|$))[0-9]+(?:\.[0-9]+)*"
@@ -35,6 +38,8 @@ _SERVICES = ("wado", "qido", "stow")
 _SENT_ON = ("accept", "content-type", "content-length", "if-none-match", "range")
 _SENT_BACK = ("content-type", "content-range", "etag", "last-modified", "warning")
 _CONNECT_SECONDS = 5.0
+# all instances, or some of them
+_STORED = (200, 202)
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +75,20 @@ class DicomProxy:
         if storing and int(headers.get("content-length") or 0) > self._most:
             raise RefusedError(413, "There is too much to be stored at once.")
         headers.update(await _authorization())
-        request = self._ready().build_request(
-            method, url, headers=headers, content=self._body(receive) if storing else None
-        )
+        kept = Body()
+        try:
+            content = self._body(receive, kept) if storing else None
+            request = self._ready().build_request(method, url, headers=headers, content=content)
+            status = await self._forward(request, send)
+            if storing:
+                audit("dicom.store", status=status)
+                if status in _STORED:
+                    await run_in_threadpool(take_segmentations, headers["content-type"], kept)
+        finally:
+            kept.close()
+
+    async def _forward(self, request: httpx.Request, send: Send) -> int:
+        """Pass a request on, and its answer back; its status."""
         try:
             response = await self._ready().send(
                 request, stream=True, auth=_credentials(), follow_redirects=False
@@ -88,8 +104,7 @@ class DicomProxy:
             await _pass_back(response, send)
         finally:
             await response.aclose()
-        if storing:
-            audit("dicom.store", status=response.status_code)
+        return response.status_code
 
     async def close(self) -> None:
         """End the connections."""
@@ -108,7 +123,7 @@ class DicomProxy:
             )
         return self._client
 
-    async def _body(self, receive: Receive) -> AsyncIterator[bytes]:
+    async def _body(self, receive: Receive, kept: Body) -> AsyncIterator[bytes]:
         size = 0
         while True:
             message = await receive()
@@ -117,6 +132,7 @@ class DicomProxy:
             size += len(message.get("body", b""))
             if size > self._most:
                 raise RefusedError(413, "There is too much to be stored at once.")
+            await run_in_threadpool(kept.add, message.get("body", b""))
             yield message.get("body", b"")
             if not message.get("more_body", False):
                 return
@@ -189,8 +205,6 @@ async def _authorization() -> dict[str, str]:
     """Google's healthcare service wants a token of its own, as in MONAI Label."""
     if "googleapis.com" not in str(settings.MONAI_LABEL_STUDIES):
         return {}
-    from starlette.concurrency import run_in_threadpool
-
     return {"authorization": f"Bearer {await run_in_threadpool(_google_token)}"}
 
 

@@ -1,4 +1,7 @@
-"""Inference: an image by its id, by a session's, or with the request."""
+"""Inference: an image by its id, by a session's, or with the request.
+
+Not `output=dicom_seg`, which goes past these routes: see `is_dicom_seg`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Annotated, Any
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.background import BackgroundTasks
@@ -13,14 +17,21 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import infer as endpoint
 from monailabel.endpoints.user.auth import RBAC
-from monailabel.interfaces.exception import MONAILabelException
 from monailabel.utils.others.generic import get_mime_type, remove_file
 
+from esp_medsam_app.server.door.asgi_types import Scope
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.uploads import checked_text, mapping, received, the_app
 
 # what the address says, and no parameter changes
 _OWN = ("model", "image", "session", "file", "label")
+
+
+def is_dicom_seg(scope: Scope) -> bool:
+    """Whether a DICOM SEG is wanted, which the app's own route beside MONAI Label's makes."""
+    asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("output")
+    return str(scope["path"]).startswith("/infer/") and asked == ["dicom_seg"]
+
 
 router = APIRouter(
     prefix="/infer",
@@ -35,7 +46,6 @@ class Output(str, Enum):
     IMAGE = "image"
     JSON = "json"
     ALL = "all"
-    DICOM_SEG = "dicom_seg"
 
 
 @router.post("/wsi/{model}", include_in_schema=False)
@@ -65,8 +75,6 @@ def infer(
     if model not in app._infers:
         known = ", ".join(app._infers)
         raise RefusedError(404, f"there is no model {model!r}. Available: {known}")
-    if output is Output.DICOM_SEG:
-        return _as_dicom(background, model, image, session_id, params, file, options)
     with _image(image, session_id, file) as source:
         result = app.infer({**options, "model": model, "image": source})
     return _answer(result, output, background)
@@ -102,38 +110,8 @@ def _answer(result: dict[str, Any], output: Output | None, background: Backgroun
         name = file.rsplit("/", 1)[-1]
         return FileResponse(file, media_type=get_mime_type(file), filename=name)
     try:
-        return _response(endpoint.send_response(the_app().datastore(), result, "all", background))
+        answer = endpoint.send_response(the_app().datastore(), result, "all", background)
     except BaseException:
         remove_file(file)
         raise
-
-
-def _response(answer: Any) -> Response:
-    """MONAI Label's functions give an answer, or what JSON it is to hold."""
     return answer if isinstance(answer, Response) else JSONResponse(answer)
-
-
-def _as_dicom(
-    background: BackgroundTasks,
-    model: str,
-    image: str,
-    session_id: str,
-    params: str,
-    file: UploadFile | None,
-    options: dict[str, Any],
-) -> Response:
-    """A DICOM SEG, which MONAI Label's own endpoint makes of the label map."""
-    if not str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://")):
-        raise RefusedError(422, "output: dicom_seg needs studies on a DICOMweb server")
-    if not image or file is not None or session_id:
-        raise RefusedError(422, "output: dicom_seg needs the id of an image of the PACS")
-    if not options.get("label_info"):
-        raise RefusedError(422, "params.label_info: the segments' names are needed for dicom_seg")
-    try:
-        return _response(
-            endpoint.run_inference(
-                background, model, image, "", params, None, None, Output.DICOM_SEG.value
-            )
-        )
-    except MONAILabelException as error:
-        raise RefusedError(404, str(error.msg)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import threading
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monailabel.config import settings as monai_settings
 from monailabel.interfaces.utils import app as registry
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
+from esp_medsam_app.errors import UnknownNameError
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.door.dicom_proxy import target
 from esp_medsam_app.server.door.refusal import RefusedError
@@ -265,3 +269,51 @@ def test_prefixes_of_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = "studies/1/series/2/metadata"
     assert target(f"{base}qido/{metadata}", "GET", b"") == f"http://pacs/wado-rs/{metadata}"
     assert target(base + "studies", "GET", b"") == "http://pacs/studies"
+
+
+def instance(kind: str, number: int) -> bytes:
+    """A DICOM file of a storage class."""
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = kind, f"1.2.{number}"
+    dataset.PatientName = "a\r\n--x"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = kind
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    buffer = BytesIO()
+    dataset.save_as(buffer, write_like_original=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("status", [200, 409])
+def test_segmentations_that_ohif_exports_are_labels(
+    door: TestClient, pacs: Pacs, served_from: Served, app: EspMedSamApp,
+    audited: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, status: int,
+) -> None:  # fmt: skip
+    received, saved = [], []
+
+    def receive(dataset: Dataset) -> str:
+        received.append(dataset.SOPInstanceUID)
+        if dataset.SOPInstanceUID == "1.2.3":
+            raise UnknownNameError("of no image here")
+        return "the image"
+
+    monkeypatch.setattr(app.datastore(), "receive", receive, raising=False)
+    monkeypatch.setattr(app, "on_save_label", lambda *ids: saved.append(ids))
+    ct, seg = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4"
+    parts = [instance(ct, 1), instance(seg, 2), instance(seg, 3), b"damaged", instance(seg, 4)]
+    between = b"--a b\r\nContent-Type: application/dicom\r\n\r\n"
+    content = b"".join(between + part + b"\r\n" for part in parts) + b"--a b--"
+    pacs.status = status
+    headers = {"content-type": 'multipart/related; type="application/dicom"; boundary="a b"'}
+    answer = served_from(door).post("/proxy/dicom/studies", content=content, headers=headers)
+    assert answer.status_code == status
+    assert pacs.asked[0][3] == content
+    actions = [line["action"] for line in audited()]
+    if status == 200:
+        assert received == ["1.2.2", "1.2.3", "1.2.4"]
+        assert saved == [("the image", "the image")] * 2
+        assert actions == ["dicom.store", "label.save", "label.save"]
+    else:
+        assert (received, actions) == ([], ["dicom.store"])

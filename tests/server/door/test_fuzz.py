@@ -36,7 +36,8 @@ TEXTS = [
     "%2e%2e", "%00", "a\0b", "\0", "\n", "a\r\nSet-Cookie: x=y", "é", "\U0001d4b3" * 9, "\u202e",
     "x" * 5000, "' OR 1=1 --", "<script>alert(1)</script>", "${jndi:ldap://x}", "{{7*7}}", "{",
     "}", "[]", "{}", "null", "NaN", "-1", "0", "1e999", "9" * 40, "true",
-    "case", "photo", "final", "original", "case.nii.gz", "C:\\x", "file:///etc/passwd", "http://127.0.0.1:9/", "2024-13-45", "all",
+    "case", "photo", "final", "original", "case.nii.gz", "C:\\x",
+    "file:///etc/passwd", "http://127.0.0.1:9/", "2024-13-45", "all",
 ]  # fmt: skip
 BYTES = [b"%ED%A0%80", b"%FF%FE", b"%", b"%zz", b"a=b=c", b"&&&", b"=", b"\xff\xfe"]
 PARAMETERS = [

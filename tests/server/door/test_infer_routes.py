@@ -11,6 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 from support.fake_server import FakeSegmenters
 
+from esp_medsam_app.server.door.asgi_types import answer
+
 MODEL = "/infer/esp_medsam_ct_organs"
 
 
@@ -70,10 +72,22 @@ def test_parameters_do_not_change_what_the_address_says(
     assert segmenters.calls == 1
 
 
-def test_dicom_seg_of_what_is_no_dicom(door: TestClient) -> None:
-    answer = door.post(MODEL, params={"image": "case", "output": "dicom_seg"})
-    assert answer.status_code == 422
-    assert "DICOMweb" in answer.json()["detail"]
+def test_dicom_seg_is_made_beside_these_routes(
+    door: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def beside(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await answer(send, 200, "made")
+
+    monkeypatch.setattr(door.app, "_monai_label", beside)
+    wanted = {"image": "case", "output": "dicom_seg"}
+    assert door.post(MODEL, params=wanted).text == "made"
+    for output in ("json", ["dicom_seg", "json"], ["json", "dicom_seg"]):
+        found = door.post(MODEL, params={"image": "case", "output": output})
+        assert found.status_code in (200, 422)
+    assert asked == [MODEL]
 
 
 def test_an_unreadable_upload_is_refused(door: TestClient, temporary: Path) -> None:
