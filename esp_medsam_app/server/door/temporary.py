@@ -58,7 +58,8 @@ class TemporaryFolder:
         for folder in self._parent.glob(f"{_NAME}*"):
             lock = FileLock(folder / _LOCK, timeout=0)
             try:
-                if folder.stat().st_uid != os.getuid():
+                # without a lock: another server is just making it
+                if folder.stat().st_uid != os.getuid() or not (folder / _LOCK).exists():
                     continue
                 with lock:
                     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
