@@ -65,6 +65,7 @@ from esp_medsam_app.server.door.lanes import Lane, Lanes
 from esp_medsam_app.server.door.metrics import Metrics
 from esp_medsam_app.server.door.origins import Origins, normalised, with_cors
 from esp_medsam_app.server.door.redaction import Redaction
+from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.rooms import rooms
 from esp_medsam_app.server.door.settings import DoorSettings
 from esp_medsam_app.server.door.temporary import TemporaryFolder
@@ -152,6 +153,8 @@ class FrontDoor:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _to_work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if any(letter < " " or letter == "\x7f" for letter in scope["path"]):
+            raise RefusedError(404, "There is no such address.")
         if scope["path"].startswith(PREFIX):
             await self._proxy(scope, receive, send)
         else:

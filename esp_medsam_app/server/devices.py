@@ -41,13 +41,15 @@ class DeviceLoads:
             wanted = wanted[0] if wanted else None
         device = wanted
         with self._counting:
-            if (wanted is None or wanted in _ANY) and len(self._running) > 1:
+            if wanted in _ANY and len(self._running) > 1:
                 device = min(self._running, key=self._running.__getitem__)
-            if device in self._running:
+            # whatever else was sent is told to be no device later
+            counted = isinstance(device, str) and device in self._running
+            if counted:
                 self._running[device] += 1
         try:
             yield device
         finally:
-            with self._counting:
-                if device in self._running:
+            if counted:
+                with self._counting:
                     self._running[device] -= 1

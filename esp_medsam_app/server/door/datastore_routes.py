@@ -32,6 +32,8 @@ from esp_medsam_app.server.door.uploads import (
 _HASHES = {"SHA256": "sha256", "SHA512": "sha512", "MD5": "md5"}
 # a SeriesInstanceUID, and which of the images in the series
 _PACS_ID = re.compile(r"[0-9.]{1,64}(_[0-9]{1,6})?")
+# when an image was shown or written; what a client says in their place could not be worked with
+_NOTED = ("strategy", "ts", "name", "path")
 # an id that is taken in between would be given twice
 _adding = threading.Lock()
 
@@ -280,6 +282,8 @@ def _is_same(datastore: Datastore, image: str, file: Path) -> bool:
 
 
 def _signed(info: dict[str, Any]) -> dict[str, Any]:
+    """What a client tells of an image or label, without what the server itself notes there."""
+    info = {key: value for key, value in info.items() if key not in _NOTED}
     call = current_call()
     return {**info, "user": call.user} if call is not None and call.user else info
 

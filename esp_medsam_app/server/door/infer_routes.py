@@ -24,7 +24,7 @@ from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.uploads import checked_text, mapping, received, the_app
 
 # what the address says, and no parameter changes
-_OWN = ("model", "image", "session", "file", "label")
+_OWN = ("model", "image", "session", "file", "label", "timeout")
 
 
 def is_dicom_seg(scope: Scope) -> bool:

@@ -22,8 +22,8 @@ from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.train_options import TrainOptions
 
 _GPUS = re.compile(r"all|\d{1,3}(,\d{1,3})*")
-# what MONAI Label takes from a request, though only the server may say it
-_OWN = ("bundle_path", "local_rank", "method", "model")
+# what MONAI Label takes from parameters, though only the server or the address may say it
+_OWN = ("bundle_path", "local_rank", "method", "strategy")
 _BUSY = ("SUBMITTED", "RUNNING")
 # two starts at once would both find nothing running
 _starting = threading.Lock()
@@ -44,7 +44,13 @@ _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 )
 def next_sample(strategy: str, params: Params = None) -> dict[str, Any]:
     """`id` and what is known of the image; nothing when all have labels."""
-    found = dict(activelearning.sample(strategy, _checked(params), None))
+    options = _checked(params)
+    labels = options.get("labels")
+    if not isinstance(options.get("label_tag", ""), str) or not (
+        labels is None or (isinstance(labels, list) and all(isinstance(o, str) for o in labels))
+    ):
+        raise RefusedError(422, "params: label_tag is a text, and labels a list of them")
+    found = dict(activelearning.sample(strategy, options, None))
     # a viewer would take it for a file of its own
     found.pop("path", None)
     return found
@@ -57,7 +63,7 @@ def train(
     """In a process of its own; `GET /train/` tells how it goes. 429 while another one runs."""
     if run_sync:
         raise RefusedError(422, "run_sync: trainings run in a process of their own")
-    options = _checked(params)
+    options = _checked(params, "model")
     _check_trainable([model], options)
     with _starting:
         return _start_training(model, options, enqueue)
@@ -68,11 +74,11 @@ def train_all(params: Params = None, run_sync: bool = False) -> dict[str, Any]:
     """One training after another, as OHIF asks for: of the models that `params` names, else all."""
     if run_sync:
         raise RefusedError(422, "run_sync: trainings run in a process of their own")
-    options = _checked(params)
+    options = _checked(params, "model")
     trainers = list(the_app()._trainers)
     named = [model for model in trainers if isinstance(options.get(model), Mapping)]
     chosen = named or trainers
-    own = {model: {**options, **(options.get(model) or {})} for model in chosen}
+    own = {model: {**options, **_checked(options.get(model), "model")} for model in chosen}
     for model in chosen:
         _check_trainable([model], own[model])
     with _starting:
@@ -103,7 +109,7 @@ def batch(
     app = the_app()
     if model not in app._infers:
         raise RefusedError(404, f"there is no model {model!r}. Available: {', '.join(app._infers)}")
-    options = {"save_label": True, "label_tag": "original", **_checked(params)}
+    options = {"save_label": True, "label_tag": "original", **_checked(params, "model")}
     _check_batch(options)
     request = {"model": model, "images": images.value}
     with _starting:
@@ -192,13 +198,18 @@ def _check_batch(options: dict[str, Any]) -> None:
     InferOptions.parse(options)
 
 
-def _checked(params: dict[str, Any] | None) -> dict[str, Any]:
+def _checked(params: dict[str, Any] | None, *further: str) -> dict[str, Any]:
     """Parameters that may go on to MONAI Label, without those that it would take for its own.
+
+    Args:
+        params: of the request.
+        further: names of parameters that the address says here.
 
     Raises:
         RefusedError: 422 not to be used.
     """
-    params = {name: value for name, value in (params or {}).items() if name not in _OWN}
+    own = {*_OWN, *further}
+    params = {name: value for name, value in (params or {}).items() if name not in own}
     check_plain(params)
     gpus = params.get("gpus", "all") or "all"
     if not isinstance(gpus, str) or not _GPUS.fullmatch(gpus):

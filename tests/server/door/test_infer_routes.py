@@ -116,8 +116,9 @@ def test_the_idlest_device(
     assert set(loads._running.values()) == {0}
     with DeviceLoads(["cuda:0"]).chosen("auto") as device:
         assert device == "auto"
-    with loads.chosen("cpu") as device:
-        assert device == "cpu"
+    for other in ("cpu", {}, 3, [[]]):
+        with loads.chosen(other) as device:
+            assert device == (other[0] if isinstance(other, list) else other)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     app = make_app()
     app.infer({"model": "esp_medsam_spots", "image": "photo"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_bad_parameters_are_told_at_once(
     assert answer.status_code == 422
     assert "params" in answer.json()["detail"]
     assert started == []
+
+
+@pytest.mark.parametrize(
+    "params", [{"label_tag": []}, {"label_tag": 3}, {"labels": "a"}, {"labels": [{}]}]
+)
+def test_the_next_image_of_what_makes_no_sense(door: TestClient, params: dict[str, Any]) -> None:
+    assert door.post("/activelearning/random", json=params).status_code == 422
+
+
+def test_the_address_says_the_strategy(door: TestClient, studies: Path) -> None:
+    for _ in range(2):
+        answer = door.post("/activelearning/first", json={"strategy": ["wisest"], "client_id": {}})
+        assert answer.json()["id"] in ("case", "photo")
+        # nor can what somebody tells of an image stop the strategies
+        told = {"info": '{"strategy": 3, "ts": "x", "seen": true}'}
+        assert door.put("/datastore/image/info?image=case", data=told).status_code == 200
+    assert door.post("/activelearning/random").status_code == 200
+    info = door.get("/datastore/image/info?image=case").json()
+    assert info["seen"] is True
+    assert isinstance(info["ts"], int)
+    assert door.delete("/datastore/image?id=case").status_code == 200
 
 
 @pytest.mark.parametrize("body", ["[]", "3", '"x"', "{", "nul"])
