@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
 from monailabel.endpoints.user.auth import get_current_user
 
 from esp_medsam_app import __version__
@@ -19,6 +21,7 @@ from esp_medsam_app.server.door import (
     session_routes,
     task_routes,
 )
+from esp_medsam_app.server.door.failures import problems
 from esp_medsam_app.server.door.identity import current_user
 from esp_medsam_app.server.door.login_routes import login_routes
 from esp_medsam_app.server.door.pages import pages
@@ -74,6 +77,11 @@ def rooms(
                 settings.token.get_secret_value(), admin.get_secret_value() if admin else None
             )
         )
+
+    @app.exception_handler(RequestValidationError)
+    def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # FastAPI's own would send back what was sent, even where that is no JSON
+        return JSONResponse({"detail": problems(error.errors())}, 422)
 
     @app.post("/reload", include_in_schema=False)
     def reload() -> None:

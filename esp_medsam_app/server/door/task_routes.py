@@ -146,6 +146,20 @@ def score(method: str, params: Params = None, run_sync: bool = False) -> Any:
         return _started("scoring", request, options, enqueue=False)
 
 
+@router.post("/scoring/", tags=["Scoring"], dependencies=[_annotator], include_in_schema=False)
+def score_all(params: Params = None) -> dict[str, Any]:
+    """One method after another."""
+    options = _checked(params)
+    with _starting:
+        return {
+            method: {
+                "result": _started("scoring", {"method": method}, options, True),
+                "detail": None,
+            }
+            for method in the_app()._scoring_methods
+        }
+
+
 def _start_training(model: str, options: dict[str, Any], enqueue: bool) -> dict[str, Any]:
     if not enqueue:
         _check_idle("train", "A training")

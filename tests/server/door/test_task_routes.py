@@ -133,11 +133,13 @@ def test_the_address_says_the_strategy(door: TestClient, studies: Path) -> None:
     assert door.delete("/datastore/image?id=case").status_code == 200
 
 
-@pytest.mark.parametrize("body", ["[]", "3", '"x"', "{", "nul"])
+@pytest.mark.parametrize("body", ["[]", "3", '"x"', "{", "nul", "NaN", '"\\ud800"', "[" * 3000])
 def test_a_body_that_is_no_mapping(door: TestClient, started: STARTED, body: str) -> None:
-    for path in (TRAIN, "/batch/infer/esp_medsam_spots", "/scoring/sum", "/activelearning/random"):
+    paths = [TRAIN, "/batch/infer/esp_medsam_spots", "/scoring/sum", "/activelearning/random"]
+    for path in [*paths, "/train/", "/scoring/"]:
         answer = door.post(path, content=body, headers={"content-type": "application/json"})
-        assert answer.status_code == 422
+        assert answer.status_code in (400, 422)
+        assert answer.json()["detail"]
     assert started == []
 
 
