@@ -231,8 +231,9 @@ def _written() -> list[Path]:
     """The folders that hold what must not be lost."""
     studies = str(monai_settings.MONAI_LABEL_STUDIES)
     is_folder = studies and not studies.startswith(("http://", "https://"))
+    kept = studies if is_folder else str(monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH)
     app = str(monai_settings.MONAI_LABEL_APP_DIR)
-    return [Path(folder) for folder in (studies if is_folder else "", app) if folder]
+    return [Path(folder) for folder in (kept, app) if folder]
 
 
 def _folders() -> list[Path]:
@@ -240,13 +241,16 @@ def _folders() -> list[Path]:
     import tempfile
 
     package = Path(__file__).resolve().parents[1]
-    sessions = str(monai_settings.MONAI_LABEL_SESSION_PATH)
-    cache = str(monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH)
+    chosen = (
+        monai_settings.MONAI_LABEL_SESSION_PATH,
+        monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH,
+        monai_settings.MONAI_LABEL_DATASTORE_CACHE_PATH,
+    )
     home = Path.home()
     return [
         *_written(),
         Path(tempfile.gettempdir()),
-        *(Path(folder) for folder in (sessions, cache) if folder),
+        *(Path(str(folder)) for folder in chosen if folder),
         home / ".cache" / "monailabel",
         package,
         package.parent,

@@ -3,6 +3,7 @@
 ```
 app/        the app's code, copied anew at each start; below it model/ (versions) and logs/
 studies/    images and labels, where they are in a folder
+dicom/      of a PACS: labels, those that are still to be sent, and the images used last
 sessions/   volumes that viewers uploaded for a while
 cache/      what libraries keep
 tmp/        of the running server
