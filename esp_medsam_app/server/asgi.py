@@ -98,6 +98,11 @@ class FrontDoor:
                 "both ESP_MEDSAM_TOKEN and MONAI_LABEL_AUTH_ENABLE are set",
                 remedy="Choose one log-in: the token, or Keycloak",
             )
+        if monai_settings.MONAI_LABEL_API_STR:
+            raise InputError(
+                "MONAI_LABEL_API_STR is set: its endpoints would be there a second time, unguarded",
+                remedy="Leave it away; a reverse proxy can serve everything below a path",
+            )
         if settings.audit_file is not None:
             os.environ["ESP_MEDSAM_AUDIT_FILE"] = str(settings.audit_file)
         # MONAI Label takes for granted that it is there
@@ -141,7 +146,7 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._http(_below_root(scope), receive, send)
         elif scope["type"] == "lifespan":
             self.temporary.open()
             try:
@@ -204,6 +209,14 @@ class FrontDoor:
         )
         gauge("device_bytes", "Memory of each GPU that torch holds", _device_bytes, "device")
         gauge("tasks", "Trainings, batches and scorings that run", _running_tasks, "kind")
+
+
+def _below_root(scope: Scope) -> Scope:
+    """The request as if nothing stood before its path; `--root_path` says what does."""
+    root, path = str(scope.get("root_path") or ""), str(scope["path"])
+    if not root or not path.startswith(f"{root}/"):
+        return scope
+    return {**scope, "path": path.removeprefix(root), "root_path": ""}
 
 
 def _devices() -> int:

@@ -64,7 +64,7 @@ class Answers:
             if one.has_begun:
                 logger.error("Broke off, request %s", call.id, exc_info=error)
                 raise
-            await one.fail(failure(error, call.id), error)
+            await one.fail(failure(error, call.id))
         else:
             await one.finish()
         finally:
@@ -129,8 +129,8 @@ class _Answer:
         await self._send({**start, "headers": [*headers, length]})
         await self._send({"type": "http.response.body", "body": content})
 
-    async def fail(self, refused: RefusedError, error: BaseException) -> None:
-        """Tell of an error, whatever was kept back."""
+    async def fail(self, refused: RefusedError) -> None:
+        """Answer with an error, whatever was kept back."""
         self._start = None
         await self._tell(refused)
 
