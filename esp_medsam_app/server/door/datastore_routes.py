@@ -15,11 +15,12 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
-from monailabel.utils.others.generic import get_mime_type, remove_file
+from monailabel.utils.others.generic import get_mime_type
 
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.calls import current_call
 from esp_medsam_app.server.door.refusal import RefusedError
+from esp_medsam_app.server.door.sent_once import SentOnce
 from esp_medsam_app.server.door.uploads import (
     checked_text,
     file_name,
@@ -191,15 +192,8 @@ def dataset(limit_cases: Annotated[int | None, Query(ge=1)] = None) -> FileRespo
     datastore = _folder("The PACS has the images: there is no archive here.")
     if not datastore.datalist():
         raise RefusedError(404, "there is no image with a final label yet")
-    from starlette.background import BackgroundTask
-
     archive = datastore.get_dataset_archive(limit_cases)
-    return FileResponse(
-        archive,
-        media_type="application/zip",
-        filename="dataset.zip",
-        background=BackgroundTask(remove_file, archive),
-    )
+    return SentOnce(archive, media_type="application/zip", filename="dataset.zip")
 
 
 def _describe_label(label: str, tag: str, info: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.background import BackgroundTasks
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import infer as endpoint
 from monailabel.endpoints.user.auth import RBAC
@@ -21,6 +21,7 @@ from monailabel.utils.others.generic import get_mime_type, remove_file
 
 from esp_medsam_app.server.door.asgi_types import Scope
 from esp_medsam_app.server.door.refusal import RefusedError
+from esp_medsam_app.server.door.sent_once import SentOnce
 from esp_medsam_app.server.door.uploads import checked_text, mapping, received, the_app
 
 # what the address says, and no parameter changes
@@ -106,9 +107,8 @@ def _answer(result: dict[str, Any], output: Output | None, background: Backgroun
         remove_file(file)
         return JSONResponse(told)
     if output is Output.IMAGE:
-        background.add_task(remove_file, file)
         name = file.rsplit("/", 1)[-1]
-        return FileResponse(file, media_type=get_mime_type(file), filename=name)
+        return SentOnce(file, media_type=get_mime_type(file), filename=name)
     try:
         answer = endpoint.send_response(the_app().datastore(), result, "all", background)
     except BaseException:

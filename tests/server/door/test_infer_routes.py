@@ -46,6 +46,16 @@ def test_nothing_is_left_behind(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize("wanted", ["bytes=0-3", "bytes=9-1", "bytes=x", "\xff,"])
+def test_nothing_is_left_behind_by_odd_ranges(
+    door: TestClient, temporary: Path, wanted: str
+) -> None:
+    query = {"image": "case", "output": "image"}
+    headers = {"range": wanted.encode("latin-1")}
+    assert door.post(MODEL, params=query, headers=headers).status_code in (200, 206, 400, 416)
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), MemoryError()])
 def test_nothing_is_left_behind_by_errors(
     door: TestClient, studies: Path, temporary: Path, segmenters: FakeSegmenters, error: Exception
