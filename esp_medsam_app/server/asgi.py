@@ -160,6 +160,8 @@ class FrontDoor:
     async def _to_work(self, scope: Scope, receive: Receive, send: Send) -> None:
         if any(letter < " " or letter == "\x7f" for letter in scope["path"]):
             raise RefusedError(404, "There is no such address.")
+        if not scope.get("query_string", b"").isascii():
+            raise RefusedError(400, "What comes after the ? has to be percent-encoded.")
         if scope["path"].startswith(PREFIX):
             await self._proxy(scope, receive, send)
         else:
