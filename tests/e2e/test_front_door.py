@@ -88,6 +88,10 @@ class Ward:
         if self.server is not None:
             self.server.stop()
 
+    def temporary_folders(self) -> list[Path]:
+        """Beside them MONAI Label leaves the settings of its log, a file at each start."""
+        return [path for path in self.temporary.iterdir() if path.suffix != ".json"]
+
     def children(self) -> list[psutil.Process]:
         assert self.server is not None
         return psutil.Process(self.server.process.pid).children(recursive=True)
@@ -194,10 +198,9 @@ def test_eight_clients_at_once(ward: Ward) -> None:
     )
     assert statuses == {200: REQUESTS}
     assert len(waits) > 20
-    assert p99 < INFO_SECONDS
     for case, content in labels.items():
         assert (ward.studies / "labels" / "final" / f"{case}.png").read_bytes() == content
-    (folder,) = ward.temporary.iterdir()
+    (folder,) = ward.temporary_folders()
     assert [path.name for path in folder.iterdir()] == [".in_use"]
     metrics = requests.get(f"{url}/metrics", timeout=PATIENCE).text
     assert 'esp_medsam_requests_total{method="POST",route="infer",status="200"} 110' in metrics
@@ -205,7 +208,8 @@ def test_eight_clients_at_once(ward: Ward) -> None:
     saved = [json.loads(line) for line in audited if '"label.save"' in line]
     assert sorted(line["image"] for line in saved) == sorted(CASES)
     ward.stop()
-    assert list(ward.temporary.iterdir()) == []
+    assert ward.temporary_folders() == []
+    assert p99 < INFO_SECONDS
 
 
 def test_a_server_that_is_killed_while_labels_come_in(ward: Ward) -> None:
@@ -275,7 +279,7 @@ def test_a_server_that_is_killed_while_it_trains(ward: Ward) -> None:
     assert Path(after).read_bytes() == mask
     assert requests.get(f"{url}/versions/disc", timeout=60).json()["serving"] is None
     # what the killed one left is gone
-    assert len(list(ward.temporary.iterdir())) == 1
+    assert len(ward.temporary_folders()) == 1
     client.train_start(DISC, TRAINING)
     wait_for(client, "Epoch 1 of")
     family = ward.children()
@@ -284,7 +288,7 @@ def test_a_server_that_is_killed_while_it_trains(ward: Ward) -> None:
     ward.server.process.wait(60)
     psutil.wait_procs(family, timeout=30)
     assert [process for process in family if process.is_running()] == []
-    assert list(ward.temporary.iterdir()) == []
+    assert ward.temporary_folders() == []
 
 
 def wait_for(client: MONAILabelClient, line: str) -> None:
