@@ -1,17 +1,16 @@
 # The server in a container, on the CPU or on NVIDIA GPUs alike (torch's wheel brings CUDA):
 #
 #   docker build --tag esp-medsam .
-#   docker run --rm -p 8000:8000 esp-medsam                                    the sample data
-#   docker run --rm -p 8000:8000 -v "$PWD/studies:/studies" esp-medsam         your images
-#   docker run --rm -p 8000:8000 --gpus all esp-medsam --models ct_liver       options of `serve`
-#   docker run --rm -p 8000:8000 --entrypoint monailabel esp-medsam start_server \
-#       --app apps/esp_medsam --studies /studies --conf models ct_liver         MONAI Label's own
+#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -v esp-medsam:/data esp-medsam
+#   docker run ... --gpus all esp-medsam --models ct_liver                     options of `serve`
+#   docker run ... -v "$PWD/images:/data/studies" esp-medsam                   your images
+#   docker compose up                                                          with a PACS
 #
-# /studies also receives the labels: it must be writable for user 1000 (or add --user "$(id -u)").
+# All that it writes lies in /data, which user 1000 has to be able to write (or add --user).
+# docs/deployment.md tells the rest.
 FROM python:3.11-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     GIT_PYTHON_REFRESH=quiet \
@@ -28,21 +27,21 @@ RUN pip install --constraint requirements.txt setuptools torch \
 COPY pyproject.toml README.md LICENSE ./
 COPY esp_medsam_app ./esp_medsam_app
 COPY apps ./apps
-# Editable, because the app folder is loaded from beside the package.
-# Any user may run it: home, the app folder (models, logs) and the studies are writable for all.
+# Editable, because the app folder lies beside the package. The code stays root's: the server cannot
+# alter it.
 RUN pip install --no-build-isolation --no-deps --editable . \
-    && useradd --uid 1000 --create-home medsam \
-    && esp-medsam sample-data --output /tmp/samples \
-    && mv /tmp/samples/studies /studies && rm -rf /tmp/samples \
-    && chown -R medsam:medsam /studies apps /home/medsam \
-    && chmod -R a+rwX /studies apps /home/medsam
+    && python -m compileall -q esp_medsam_app apps \
+    && useradd --uid 1000 --home-dir /data/cache medsam \
+    && install --directory --owner medsam --group medsam /data
 
-ENV HOME=/home/medsam
-USER medsam
-VOLUME /studies
+# from here on nothing but /data is written
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/data/cache
+USER 1000
+VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=30s --timeout=10s --start-period=120s \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/info/', timeout=8)"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=180s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=8)"]
 
-ENTRYPOINT ["esp-medsam", "serve", "--host", "0.0.0.0", "--studies", "/studies"]
+ENTRYPOINT ["esp-medsam", "serve", "--host", "0.0.0.0", "--data", "/data"]
 CMD []

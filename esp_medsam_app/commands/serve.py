@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, Screen
 from esp_medsam_app.errors import EspMedSamError, InputError
 
+if TYPE_CHECKING:
+    from esp_medsam_app.server.data_folder import DataFolder
+
 SAMPLES = Path("sample_data/built")
+_OPEN_WARNING = (
+    "Warning: everybody in the network can see the images and change labels. Set "
+    "ESP_MEDSAM_TOKEN, or leave --host away; see docs/security.md"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -60,6 +68,14 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option("--app", metavar="DIR", help="The app, if not apps/esp_medsam here."),
         ] = None,
+        data: Annotated[
+            Path | None,
+            typer.Option(
+                "--data",
+                metavar="DIR",
+                help="Write everything below this folder: studies, labels, versions, logs, caches.",
+            ),
+        ] = None,
         log_level: Annotated[
             str,
             typer.Option(
@@ -71,13 +87,18 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Start the MONAI Label server, and tell what to open in 3D Slicer or OHIF.
 
-        The same as `monailabel start_server --app apps/esp_medsam`. Ctrl-C stops it.
+        As `monailabel start_server --app apps/esp_medsam`, behind a front door that keeps requests
+        apart and strangers out; docs/deployment.md. Ctrl-C stops it.
         """
+        from esp_medsam_app.server.data_folder import DataFolder
         from esp_medsam_app.server.held_output import HeldOutput
-        from esp_medsam_app.server.launch import app_folder, free_port, start_server
+        from esp_medsam_app.server.launch import FRONT_DOOR, app_folder, free_port, start_server
 
         screen = Screen()
-        folder = _checked_app(app_dir or app_folder())
+        home = DataFolder(data.resolve()) if data is not None else None
+        if home is not None:
+            home.prepare(app_dir or app_folder())
+        folder = _checked_app(home.app if home is not None else app_dir or app_folder())
         level = _checked_level(log_level)
         # MONAI Label's own INFO are hundreds of lines
         others = "WARNING" if level == "INFO" else level
@@ -86,7 +107,9 @@ def register(app: typer.Typer) -> None:
         conf = _checked_conf(models, bundle, modalities, device, preload)
         if versions is not None:
             conf["versions"] = str(versions.resolve())
-        place = _checked_studies(studies) if studies else _samples(screen)
+        if _is_open(host):
+            screen.say(_OPEN_WARNING)
+        place = _checked_studies(studies) if studies else _samples(screen, home)
         with _stop_signals():
             screen.say(f"Starting the server on {place} ...")
             server = start_server(
@@ -95,7 +118,8 @@ def register(app: typer.Typer) -> None:
                 host=host,
                 port=port,
                 conf={**conf, "log_level": level},
-                arguments=("--verbose", others, "--log_level", others.lower()),
+                environment=home.environment() if home is not None else None,
+                arguments=(*FRONT_DOOR, "--verbose", others, "--log_level", others.lower()),
                 output=subprocess.PIPE,
             )
             assert server.process.stdout is not None
@@ -181,9 +205,26 @@ def _checked_studies(studies: str) -> str:
     return str(folder)
 
 
-def _samples(screen: Screen) -> str:
+def _is_open(host: str) -> bool:
+    """Whether others may reach the server, and nobody has to log in."""
+    from esp_medsam_app.server.door.settings import DoorSettings
+
+    alone = host in ("localhost", "::1") or host.startswith("127.")
+    logs_in = DoorSettings.read().token or os.environ.get("MONAI_LABEL_AUTH_ENABLE")
+    return not alone and not logs_in
+
+
+def _samples(screen: Screen, home: DataFolder | None) -> str:
     from esp_medsam_app.samples import build_sample_data
 
+    if home is not None:
+        if home.studies.is_dir():
+            return str(home.studies)
+        screen.say(f"No --studies given: sample data goes into {home.studies}")
+        built = build_sample_data(home.path / "tmp" / "samples").folder
+        shutil.move(built / "studies", home.studies)
+        shutil.rmtree(built)
+        return str(home.studies)
     screen.say(f"No --studies given: using the sample data in {SAMPLES}")
     return str(build_sample_data(SAMPLES).folder / "studies")
 

@@ -28,9 +28,12 @@ from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.active_learning import ActiveLearning
+from esp_medsam_app.server.audit import audit, open_audit
 from esp_medsam_app.server.auto_task import AutoInferTask
 from esp_medsam_app.server.batch import BatchInfer
+from esp_medsam_app.server.children import end_with_server, tie_children
 from esp_medsam_app.server.conf import AppConf, model_name, select_models
+from esp_medsam_app.server.devices import DeviceLoads
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.killed_processes import explain_killed_processes
@@ -69,6 +72,7 @@ class EspMedSamApp(MONAILabelApp):
     _label_scoring: BackgroundScoring | None = None
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
+        end_with_server()
         # MONAI Label downloads itkimage2segimage where it finds none; ours lies beside Python.
         tools = str(Path(sys.executable).parent)
         if tools not in os.environ.get("PATH", "").split(os.pathsep):
@@ -177,8 +181,14 @@ class EspMedSamApp(MONAILabelApp):
             settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
         )
 
+    @cached_property
+    def _devices(self) -> DeviceLoads:
+        return DeviceLoads.of_server(AppConf.parse(self.conf).device)
+
     def on_init_complete(self) -> None:
         """The server is about to answer: it gets our routes beside MONAI Label's."""
+        tie_children()
+        open_audit(Path(self.app_dir) / "logs")
         # it reads its settings when it is imported
         from monailabel.app import app as endpoints
 
@@ -233,10 +243,14 @@ class EspMedSamApp(MONAILabelApp):
             tag = _checked_tag(request.get("label_tag"))
             datastore = datastore or self.datastore()
             source = find_source(request.get("image"), datastore, self.sessions())
-            with self.active_learning.background.request():
-                result = super().infer(
-                    {**request, "image": str(source.path), "save_label": False}, datastore
-                )
+            with (
+                self.active_learning.background.request(),
+                self._devices.chosen(request.get("device")) as device,
+            ):
+                given = {**request, "image": str(source.path), "save_label": False}
+                if device is not None:
+                    given["device"] = device
+                result = super().infer(given, datastore)
             if source.image_id and isinstance(self._infers[request["model"]], AutoInferTask):
                 # the labels that are submitted for it later are of that modality
                 self.active_learning.was_read(source.image_id, result["params"]["modality"])
@@ -380,7 +394,9 @@ def _save(datastore: Datastore, source: ImageSource, result: dict[str, Any], mod
         info = {"model": model, "params": result["params"]}
         safe = isinstance(datastore, SafeDatastore)
         save = datastore.save_prediction if safe else datastore.save_label
-        return str(save(source.image_id, result["file"], result["tag"], info))
+        label = str(save(source.image_id, result["file"], result["tag"], info))
+        audit("label.predict", image=source.image_id, tag=result["tag"], label=label, model=model)
+        return label
     except Exception:
         remove_file(result["file"])
         raise

@@ -19,6 +19,9 @@ from typing import Any
 
 from esp_medsam_app.errors import EspMedSamError, InputError
 
+# our application around MONAI Label's, in place of its own
+FRONT_DOOR = ("--uvicorn_app", "esp_medsam_app.server.asgi:app")
+
 _POLL_SECONDS = 0.2
 _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -174,7 +177,7 @@ def start_server(
         command += ["--conf", key, value]
     process = popen(
         [*command, *arguments],
-        env={**os.environ, **(environment or {})},
+        env={**_inherited(), **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
@@ -182,3 +185,8 @@ def start_server(
         start_new_session=True,
     )
     return ServerProcess(process, _EVERYWHERE.get(host, host), port)
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment, less what ties a process to another server; see `children`."""
+    return {key: value for key, value in os.environ.items() if key != "ESP_MEDSAM_SERVER_PID"}

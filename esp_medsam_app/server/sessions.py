@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 from monailabel.utils.sessions import SessionInfo, Sessions
+
+from esp_medsam_app.errors import InputError
+from esp_medsam_app.server.archives import only_folder, unpack
+from esp_medsam_app.server.http_errors import as_http_error
 
 _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -29,6 +34,29 @@ class CheckedSessions(Sessions):
         except (OSError, ValueError):
             logger.warning("Session %s cannot be read", session_id, exc_info=True)
             return None
+
+    def add_session(
+        self,
+        data_file: str,
+        expiry: int = 0,
+        uncompress: bool = False,
+        session_id: str | None = None,
+    ) -> tuple[str, SessionInfo]:
+        """Keep an image for a while, or what an archive of it holds.
+
+        Raises:
+            HTTPException: 422 an archive that cannot be unpacked, or not safely.
+        """
+        if not uncompress or Path(data_file).is_dir():
+            return super().add_session(data_file, expiry, False, session_id)
+        folder = Path(tempfile.mkdtemp(prefix="esp_medsam_"))
+        try:
+            unpack(Path(data_file), folder)
+            return super().add_session(str(only_folder(folder)), expiry, False, session_id)
+        except InputError as error:
+            raise as_http_error(error) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def remove_expired(self) -> int:
         """Remove what is older than it may be, and what is left of broken sessions; how many."""

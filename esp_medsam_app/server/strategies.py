@@ -178,4 +178,7 @@ class ScoredImage(LeasedStrategy):
 
 def _last_shown(info: Mapping[str, Any], strategy: str) -> float:
     """Unix time that MONAI Label's endpoint noted; 0 if never."""
-    return float(info.get("strategy", {}).get(strategy, {}).get("ts", 0))
+    noted = info.get("strategy")
+    shown = noted.get(strategy) if isinstance(noted, Mapping) else None
+    time_of_it = shown.get("ts") if isinstance(shown, Mapping) else None
+    return float(time_of_it) if isinstance(time_of_it, int | float) else 0.0

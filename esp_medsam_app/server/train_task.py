@@ -33,6 +33,7 @@ from esp_medsam_app.learning.material import Material
 from esp_medsam_app.learning.promotion import Decision, decide_promotion
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.annotated_cases import annotated_cases, readable_cases
+from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.train_failures import memory_explained
 from esp_medsam_app.server.train_job import LEDGER, TrainJob, split_cases, with_material
@@ -273,6 +274,13 @@ class EspMedSamTrainTask(BasicTrainTask):
             self.versions.publish(
                 self.modality.name, version.number, over=number, reason=decision.reason
             )
+        audit(
+            "model.publish" if decision.publish else "model.keep_back",
+            modality=self.modality.name,
+            version=version.number,
+            over=number,
+            reason=decision.reason,
+        )
         logger.info(
             "Version %d of %s %s: %s",
             version.number,

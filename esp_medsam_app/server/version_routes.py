@@ -12,6 +12,7 @@ from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.utils.app import app_instance
 
 from esp_medsam_app.errors import EspMedSamError, WeightsError
+from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.weights.versions import VersionStore, overview
 
@@ -63,6 +64,7 @@ def restore_version(modality: str, number: int) -> dict[str, Any]:
     with _explained():
         store = _store()
         store.restore(modality, number, "restored by HTTP")
+        audit("model.restore", modality=modality, version=number)
         return {"modality": modality, "serving": store.serving()[modality]}
 
 

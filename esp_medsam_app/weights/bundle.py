@@ -209,9 +209,7 @@ class Bundle:
             UnknownNameError: the bundle has none of that name.
         """
         modality = self.modality(name)
-        path = self._checked(controller_file(name))
-        network.add_modality(name, ModalityQueries(len(modality.labels)))
-        load_strictly(_Owned(network, name), read_safetensors(path), path)
+        load_owned(network, modality, self._checked(controller_file(name)))
 
     def _checked(self, name: str) -> Path:
         path = self.file(name)
@@ -331,6 +329,16 @@ def save_bundle(
     bundle = Bundle(folder, description)
     save_description(bundle)
     return bundle
+
+
+def load_owned(network: EspMedSam, modality: Modality, path: Path) -> None:
+    """Put a modality from a file, as `save_modality` writes it, beside the others of a network.
+
+    Raises:
+        WeightsError: the file is missing, damaged or does not fit.
+    """
+    network.add_modality(modality.name, ModalityQueries(len(modality.labels)))
+    load_strictly(_Owned(network, modality.name), read_safetensors(path), path)
 
 
 def save_modality(path: Path, network: EspMedSam, name: str) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from esp_medsam_app.errors import WeightsError
-from esp_medsam_app.weights.compact import restore
+from esp_medsam_app.weights.compact import SCALE, restore
 
 # what torch's unpickler trips over in bytes that were cut or changed
 _DAMAGE = (
@@ -70,12 +70,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, as float32 on the CPU; compacted ones are restored.
 
     Raises:
-        WeightsError: missing, truncated or not safetensors.
+        WeightsError: missing, truncated, not safetensors, or without the scale of a matrix.
     """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"not a readable safetensors file ({error})", path=path) from error
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.int8 and name + SCALE not in tensors:
+            raise WeightsError(f"{name} was compacted, and its scale is missing", path=path)
     return restore(tensors)
 
 

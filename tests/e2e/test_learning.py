@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,15 @@ from monailabel.client.client import MONAILabelClientException
 from PIL import Image
 from support.discs import draw_discs
 from support.real_server import START_SECONDS, copy_app
+from support.small_starter import small_starter
 
 from esp_medsam_app.server.launch import ServerProcess, start_server
-from esp_medsam_app.weights.backbones import LITE_MEDSAM
-from esp_medsam_app.weights.bundle import load_bundle, save_bundle, starter_bundle_path
 
 pytestmark = pytest.mark.e2e
 
 DISC, NUCLEI = "esp_medsam_disc", "esp_medsam_microscopy_nuclei"
 YAML = "title: Disc\ndescription: A bright disc.\ndimension: 2\nlabels: [disc]\n"
 LABELLED, UNSEEN = [f"case{n}" for n in range(5)], ["case5", "case6"]
-# the pictures are of 48 x 48 pixels
-TILE = 64
 QUICK = {"max_epochs": 12, "views": 24, "learning_rate": 2e-3, "tracking": "None"}
 TRAINING_SECONDS = 900
 
@@ -43,16 +39,6 @@ class School:
 
     def truth(self, case: str) -> np.ndarray:
         return np.asarray(Image.open(self.drawn / "labels" / f"{case}.png"))
-
-
-def small_bundle(folder: Path) -> Path:
-    """The starter weights of nuclei with a small input, so that a training takes seconds."""
-    starter = load_bundle(starter_bundle_path())
-    nuclei = starter.modality("microscopy_nuclei")
-    network = starter.load_network([nuclei.name])
-    backbone = replace(LITE_MEDSAM, input_size=TILE)
-    save_bundle(folder, network, [nuclei], name="small", backbone=backbone, training={})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +57,7 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
             port=0,
             conf={
                 "device": "cpu",
-                "bundle": str(small_bundle(folder / "bundle")),
+                "bundle": str(small_starter(folder / "bundle")),
                 "background_scores": "false",
                 "modalities": str(folder / "modalities"),
                 "models": "disc,microscopy_nuclei",

@@ -119,7 +119,51 @@ def test_options_reach_the_app(run: Run, studies: Path, tmp_path: Path) -> None:
         "log_level": "INFO",
     }
     assert options["host"] == "127.0.0.1"
-    assert options["arguments"] == ("--verbose", "WARNING", "--log_level", "warning")
+    assert options["arguments"] == (
+        *launch.FRONT_DOOR, "--verbose", "WARNING", "--log_level", "warning"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warned"),
+    [("0.0.0.0", "", True), ("127.0.0.1", "", False), ("0.0.0.0", "x" * 16, False)],
+)
+def test_a_server_for_everybody_is_warned_of(
+    run: Run, studies: Path, monkeypatch: pytest.MonkeyPatch, host: str, token: str, warned: bool
+) -> None:
+    monkeypatch.setenv("ESP_MEDSAM_TOKEN", token)
+    assert (
+        "everybody in the network" in run("--studies", studies, "--host", host).output
+    ) is warned
+
+
+def test_everything_is_written_below_one_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(output: Path) -> SimpleNamespace:
+        (output / "studies").mkdir(parents=True)
+        (output / "studies" / "sample.png").touch()
+        return SimpleNamespace(folder=output)
+
+    monkeypatch.setattr("esp_medsam_app.samples.build_sample_data", build)
+    data = tmp_path / "data"
+    (data / "app" / "lib").mkdir(parents=True)
+    (data / "app" / "lib" / "of_an_earlier_release.py").touch()
+    (data / "app" / "model").mkdir()
+    (data / "app" / "model" / "kept").touch()
+    result = run("--data", data)
+    assert result.exit_code == 0, result.output
+    ((arguments, options),) = run.started
+    assert arguments == (data / "app", str(data / "studies"))
+    assert all(Path(path).is_relative_to(data) for path in options["environment"].values())
+    assert (data / "studies" / "sample.png").is_file()
+    assert (data / "app" / "main.py").read_bytes() == (launch.app_folder() / "main.py").read_bytes()
+    assert not (data / "app" / "lib" / "of_an_earlier_release.py").exists()
+    assert (data / "app" / "model" / "kept").exists()
+    # the second time it is there
+    monkeypatch.setattr("esp_medsam_app.samples.build_sample_data", None)
+    assert run("--data", data).exit_code == 0
+    assert run.started[1][0] == arguments
 
 
 def test_sample_data_by_default(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""The OHIF viewer that MONAI Label carries, without what it would load from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import monailabel
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC
+
+from esp_medsam_app.server.door.refusal import RefusedError
+
+_FOREIGN_LINK = re.compile(r"<link\b[^>]*\bhref=[\"']?https?://[^>]*>", re.IGNORECASE)
+_FOREIGN_IMPORT = re.compile(r"@import\s+(?:url\()?[\"']?https?://[^;]*;", re.IGNORECASE)
+# what the viewer's own code needs, and nothing of other servers
+_POLICY = "; ".join(
+    [
+        "default-src 'self' blob: data:",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' 'wasm-unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "worker-src 'self' blob:",
+        "frame-ancestors 'self'",
+    ]
+)
+
+router = APIRouter(
+    prefix="/ohif",
+    tags=["Others"],
+    dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+)
+
+
+def ohif_folder() -> Path:
+    """Where MONAI Label's wheel has the viewer."""
+    return Path(monailabel.__file__).parent / "endpoints" / "static" / "ohif"
+
+
+@router.get("/{path:path}", include_in_schema=False)
+def viewer(request: Request, path: str) -> Response:
+    """A file of the viewer; its page for every path that names none: those are the viewer's own."""
+    folder = ohif_folder().resolve()
+    if not (folder / "index.html").is_file():
+        raise RefusedError(404, "This installation of MONAI Label has no OHIF.")
+    if "\0" in path or ".." in path.split("/"):
+        raise RefusedError(404, "OHIF has no such file.")
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder):
+        raise RefusedError(404, "OHIF has no such file.")
+    if not file.is_file():
+        file = folder / "index.html"
+    if file.name == "index.html":
+        return _page(request, file)
+    if file.suffix == ".css":
+        text = _FOREIGN_IMPORT.sub("", file.read_text(encoding="utf-8"))
+        return Response(text, media_type="text/css")
+    return FileResponse(file)
+
+
+def _page(request: Request, file: Path) -> HTMLResponse:
+    page = HTMLResponse(_FOREIGN_LINK.sub("", file.read_text(encoding="utf-8")))
+    page.headers["content-security-policy"] = _POLICY
+    if "MONAILABEL_SERVER_URL" not in request.cookies:
+        # where its panel finds this server; it would guess another port
+        url = f"{request.url.scheme}://{request.url.netloc}/"
+        page.set_cookie("MONAILABEL_SERVER_URL", url, samesite="lax")
+    return page

@@ -1,0 +1,231 @@
+"""Trainings, batches, scorings: what is wrong is told at once, not ten seconds later in a log."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends
+from monailabel.config import settings
+from monailabel.endpoints import activelearning
+from monailabel.endpoints.user.auth import RBAC
+from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.utils.async_tasks.task import AsyncTask
+from monailabel.utils.async_tasks.utils import tasks
+
+from esp_medsam_app.server.audit import audit
+from esp_medsam_app.server.door.refusal import RefusedError
+from esp_medsam_app.server.door.uploads import check_plain, the_app
+from esp_medsam_app.server.options import InferOptions
+from esp_medsam_app.server.train_options import TrainOptions
+
+_GPUS = re.compile(r"all|\d{1,3}(,\d{1,3})*")
+# what MONAI Label takes from parameters, though only the server or the address may say it
+_OWN = ("bundle_path", "local_rank", "method", "strategy")
+_BUSY = ("SUBMITTED", "RUNNING")
+# two starts at once would both find nothing running
+_starting = threading.Lock()
+
+Params = Annotated[dict[str, Any] | None, Body()]
+
+router = APIRouter()
+_user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+_annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+_admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+
+
+@router.post(
+    "/activelearning/{strategy}",
+    tags=["ActiveLearning"],
+    dependencies=[_user],
+    summary="The image to look at next",
+)
+def next_sample(strategy: str, params: Params = None) -> dict[str, Any]:
+    """`id` and what is known of the image; nothing when all have labels."""
+    options = _checked(params)
+    labels = options.get("labels")
+    if not isinstance(options.get("label_tag", ""), str) or not (
+        labels is None or (isinstance(labels, list) and all(isinstance(o, str) for o in labels))
+    ):
+        raise RefusedError(422, "params: label_tag is a text, and labels a list of them")
+    found = dict(activelearning.sample(strategy, options, None))
+    # a viewer would take it for a file of its own
+    found.pop("path", None)
+    return found
+
+
+@router.post("/train/{model}", tags=["Train"], dependencies=[_admin], summary="Start a training")
+def train(
+    model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False
+) -> dict[str, Any]:
+    """In a process of its own; `GET /train/` tells how it goes. 429 while another one runs."""
+    if run_sync:
+        raise RefusedError(422, "run_sync: trainings run in a process of their own")
+    options = _checked(params, "model")
+    _check_trainable([model], options)
+    with _starting:
+        return _start_training(model, options, enqueue)
+
+
+@router.post("/train/", tags=["Train"], dependencies=[_admin], include_in_schema=False)
+def train_all(params: Params = None, run_sync: bool = False) -> dict[str, Any]:
+    """One training after another, as OHIF asks for: of the models that `params` names, else all."""
+    if run_sync:
+        raise RefusedError(422, "run_sync: trainings run in a process of their own")
+    options = _checked(params, "model")
+    trainers = list(the_app()._trainers)
+    named = [model for model in trainers if isinstance(options.get(model), Mapping)]
+    chosen = named or trainers
+    own = {model: {**options, **_checked(options.get(model), "model")} for model in chosen}
+    for model in chosen:
+        _check_trainable([model], own[model])
+    with _starting:
+        return {
+            model: {"result": _start_training(model, own[model], True), "detail": None}
+            for model in chosen
+        }
+
+
+@router.delete("/train/", tags=["Train"], dependencies=[_admin], summary="Stop the training")
+def stop_training() -> Any:
+    """What serves stays as it is."""
+    stopped = AsyncTask.stop("train")
+    audit("train.stop", stopped=stopped is not None)
+    return stopped
+
+
+@router.post(
+    "/batch/infer/{model}", tags=["Infer"], dependencies=[_admin], summary="Segment many images"
+)
+def batch(
+    model: str,
+    images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
+    params: Params = None,
+    run_sync: bool = False,
+) -> Any:
+    """`params.images`: ids, in place of `images`. The label maps are kept under `label_tag`."""
+    app = the_app()
+    if model not in app._infers:
+        raise RefusedError(404, f"there is no model {model!r}. Available: {', '.join(app._infers)}")
+    options = {"save_label": True, "label_tag": "original", **_checked(params, "model")}
+    _check_batch(options)
+    request = {"model": model, "images": images.value}
+    with _starting:
+        _check_idle("batch_infer", "A batch")
+        audit("batch.start", model=model, images=options.get("images", images.value))
+        if not run_sync:
+            return _started("batch_infer", request, options, enqueue=False)
+    return AsyncTask.run("batch_infer", request=request, params=options, force_sync=True)[0]
+
+
+@router.delete("/batch/infer", tags=["Infer"], dependencies=[_admin], summary="Stop the batch")
+def stop_batch() -> Any:
+    """What is done is kept."""
+    audit("batch.stop")
+    return AsyncTask.stop("batch_infer")
+
+
+@router.post(
+    "/scoring/{method}", tags=["Scoring"], dependencies=[_annotator], summary="Score the labels"
+)
+def score(method: str, params: Params = None, run_sync: bool = False) -> Any:
+    """With one method."""
+    methods = the_app()._scoring_methods
+    if method not in methods:
+        raise RefusedError(
+            404, f"there is no scoring method {method!r}. Available: {', '.join(methods)}"
+        )
+    options = _checked(params)
+    request = {"method": method}
+    if run_sync:
+        return AsyncTask.run("scoring", request=request, params=options, force_sync=True)[0]
+    with _starting:
+        _check_idle("scoring", "A scoring")
+        return _started("scoring", request, options, enqueue=False)
+
+
+@router.post("/scoring/", tags=["Scoring"], dependencies=[_annotator], include_in_schema=False)
+def score_all(params: Params = None) -> dict[str, Any]:
+    """One method after another."""
+    options = _checked(params)
+    with _starting:
+        return {
+            method: {
+                "result": _started("scoring", {"method": method}, options, True),
+                "detail": None,
+            }
+            for method in the_app()._scoring_methods
+        }
+
+
+def _start_training(model: str, options: dict[str, Any], enqueue: bool) -> dict[str, Any]:
+    if not enqueue:
+        _check_idle("train", "A training")
+    task = _started("train", {"model": model}, options, enqueue)
+    audit("train.start", model=model, task=task["id"])
+    return task
+
+
+def _started(
+    method: str, request: dict[str, Any], options: dict[str, Any], enqueue: bool
+) -> dict[str, Any]:
+    task, reason = AsyncTask.run(method, request=request, params=options, enqueue=enqueue)
+    if task is None:
+        raise RefusedError(429, str(reason), {"retry-after": "30"})
+    return dict(task)
+
+
+def _check_idle(method: str, name: str) -> None:
+    if any(task["status"] in _BUSY for task in tasks(method)):
+        raise RefusedError(429, f"{name} is already running.", {"retry-after": "30"})
+
+
+def _check_trainable(models: list[str], options: dict[str, Any]) -> None:
+    trainers = the_app()._trainers
+    for model in models:
+        if model not in trainers:
+            raise RefusedError(
+                404, f"there is no model {model!r} to train. Available: {', '.join(trainers)}"
+            )
+    parsed = TrainOptions.parse(options)
+    # a file's address would let MLflow write anywhere
+    if parsed.tracking_uri and not parsed.tracking_uri.startswith(("http://", "https://")):
+        raise RefusedError(422, "params.tracking_uri: http:// or https:// is needed")
+
+
+def _check_batch(options: dict[str, Any]) -> None:
+    chosen = options.get("images")
+    if chosen is not None and not isinstance(chosen, str):
+        if not isinstance(chosen, list) or not all(isinstance(one, str) for one in chosen):
+            raise RefusedError(422, "params.images: a list of ids is needed")
+        unknown = sorted(set(chosen) - set(the_app().datastore().list_images()))
+        if unknown:
+            raise RefusedError(404, f"there is no image {unknown[0]!r} in the datastore")
+    elif isinstance(chosen, str) and chosen not in [kind.value for kind in BatchInferImageType]:
+        raise RefusedError(422, "params.images: all, labeled, unlabeled, or a list of ids")
+    for name, least in (("max_workers", 1), ("max_batch_size", 0)):
+        value = options.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
+            raise RefusedError(422, f"params.{name}: a whole number is needed")
+    InferOptions.parse(options)
+
+
+def _checked(params: dict[str, Any] | None, *further: str) -> dict[str, Any]:
+    """Parameters that may go on to MONAI Label, without those that it would take for its own.
+
+    Args:
+        params: of the request.
+        further: names of parameters that the address says here.
+
+    Raises:
+        RefusedError: 422 not to be used.
+    """
+    own = {*_OWN, *further}
+    params = {name: value for name, value in (params or {}).items() if name not in own}
+    check_plain(params)
+    gpus = params.get("gpus", "all") or "all"
+    if not isinstance(gpus, str) or not _GPUS.fullmatch(gpus):
+        raise RefusedError(422, "params.gpus: all, or numbers separated by commas")
+    return params

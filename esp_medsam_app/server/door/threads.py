@@ -1,0 +1,71 @@
+"""An ASGI application away from the event loop.
+
+MONAI Label's endpoints are coroutines that block: on the server's event loop, one inference would
+hold up every other request, the viewers' images among them. Here each request gets a thread with an
+event loop of its own, which it may block as it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+
+from esp_medsam_app.server.door.asgi_types import App, Message, Receive, Scope, Send
+from esp_medsam_app.server.door.bodies import BODY, Body
+
+_kept = threading.local()
+
+
+class OffTheLoop:
+    """Runs an application in threads; the request's body has been read before, see `Bodies`.
+
+    Args:
+        app: whose coroutines may block. Its lifespan is not its own any more.
+        threads: as many as requests may come at the same time, or some will wait unseen.
+    """
+
+    def __init__(self, app: App, threads: int) -> None:
+        self._app = app
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body: Body = scope[BODY]
+        main = asyncio.get_running_loop()
+        context = contextvars.copy_context()
+        await main.run_in_executor(
+            self._pool, context.run, self._run, dict(scope), body, send, main
+        )
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, scope: Scope, body: Body, send: Send, main: asyncio.AbstractEventLoop) -> None:
+        async def receive() -> Message:
+            message = body.next_message()
+            if message is None:
+                # that a client has left is noticed when it is answered
+                await asyncio.Event().wait()
+                raise AssertionError
+            return message
+
+        async def pass_on(message: Message) -> None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_sent(send, message), main))
+
+        scope.pop(BODY)
+        # threads keep their loops, which are dear to make
+        loop: asyncio.AbstractEventLoop | None = getattr(_kept, "loop", None)
+        if loop is None:
+            loop = _kept.loop = asyncio.new_event_loop()
+        loop.run_until_complete(_awaited(self._app(scope, receive, pass_on)))
+
+
+async def _sent(send: Send, message: Message) -> None:
+    await send(message)
+
+
+async def _awaited(answering: Awaitable[None]) -> None:
+    await answering

@@ -1,0 +1,106 @@
+"""Pages: OHIF, the endpoints, the log; none of them needs another server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from fastapi.testclient import TestClient
+
+from esp_medsam_app.server.app import EspMedSamApp
+from esp_medsam_app.server.door.ohif import ohif_folder
+
+LOADED = re.compile(r"(?:src|href)=[\"']?([^\"' >]+)|@import[^;]*?[\"'(](https?:[^\"')]+)")
+
+
+def foreign(page: str) -> list[str]:
+    """Addresses on other servers that a page or style sheet would load."""
+    found = [one or other for one, other in LOADED.findall(page)]
+    return [address for address in found if urlsplit(address).netloc]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/ohif/", "/ohif/viewer?StudyInstanceUIDs=1.2"])
+def test_pages_load_nothing_from_elsewhere(either: TestClient, path: str) -> None:
+    page = either.get(path)
+    assert page.status_code == 200
+    assert "<html" in page.text
+    assert foreign(page.text) == []
+    assert "content-security-policy" in page.headers
+
+
+def test_style_sheets_of_ohif_load_nothing_from_elsewhere(door: TestClient) -> None:
+    sheets = list(ohif_folder().glob("*.css"))
+    assert any(foreign(sheet.read_text()) for sheet in sheets)
+    for sheet in sheets:
+        answer = door.get(f"/ohif/{sheet.name}")
+        assert answer.headers["content-type"].startswith("text/css")
+        assert foreign(answer.text) == []
+        assert len(answer.text) > 0.9 * len(sheet.read_text())
+
+
+def test_files_of_ohif_in_folders(either: TestClient) -> None:
+    inner = next(path for path in sorted(ohif_folder().glob("assets/*.png")))
+    answer = either.get(f"/ohif/assets/{inner.name}")
+    assert answer.content == inner.read_bytes()
+    assert answer.headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize("path", ["assets", "%2e%2e"])
+def test_folders_are_no_files_of_ohif(either: TestClient, path: str) -> None:
+    assert either.get(f"/ohif/{path}").status_code in (200, 404)
+
+
+@pytest.mark.parametrize(
+    "path", ["%2e%2e/%2e%2e/info.py", "..%2f..%2finfo.py", "%00", "%2fetc/passwd", "//etc/passwd",
+             "assets/%2e%2e/%2e%2e/%2e%2e/info.py", "%2e%2e%2findex.html"],
+)  # fmt: skip
+def test_ohif_s_folder_is_not_left(door: TestClient, path: str) -> None:
+    answer = door.get(f"/ohif/{path}")
+    assert answer.status_code == 404 or "<title>OHIF Viewer" in answer.text
+
+
+def test_ohif_finds_the_server_by_itself(door: TestClient) -> None:
+    page = door.get("/ohif/", headers={"host": "label.site.org"})
+    assert page.cookies["MONAILABEL_SERVER_URL"].strip('"') == "http://label.site.org/"
+    assert "httponly" not in page.headers["set-cookie"].lower()
+    again = door.get("/ohif/", headers={"cookie": "MONAILABEL_SERVER_URL=http://other/"})
+    assert "set-cookie" not in again.headers
+
+
+def test_the_endpoints_are_listed(door: TestClient) -> None:
+    page = door.get("/").text
+    schema = door.get("/openapi.json").json()
+    for path in ("/infer/{model}", "/train/", "/datastore/label", "/info/", "/session/", "/logs/"):
+        assert path in page
+        assert path in schema["paths"]
+    assert set(schema["paths"]["/train/"]) >= {"get", "delete"}
+
+
+@pytest.fixture
+def log(app: EspMedSamApp, studies: Path) -> Path:
+    file = Path(app.app_dir) / "logs" / "app.log"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "\n".join(f"line {n} <script> {studies}/case.nii.gz" for n in range(100)), encoding="utf-8"
+    )
+    return file
+
+
+def test_the_log_is_a_page_of_its_own(either: TestClient, log: Path, studies: Path) -> None:
+    page = either.get("/logs/", params={"refresh": 1})
+    assert foreign(page.text) == []
+    assert "line 99" in page.text
+    assert "<script>" not in page.text
+    assert str(studies) not in page.text
+
+
+def test_the_log_as_text(door: TestClient, log: Path, studies: Path) -> None:
+    text = door.get("/logs/", params={"text": True, "lines": 2})
+    assert text.headers["content-type"].startswith("text/plain")
+    assert text.text.count("line") == 2
+    assert "case.nii.gz" in text.text
+    assert str(studies) not in text.text
+    assert door.get("/logs/", params={"lines": 0}).status_code == 422
+    assert door.get("/logs/", params={"lines": 10**9}).status_code == 422

@@ -1,0 +1,194 @@
+"""Trainings, batches and scorings: checked before they start, and one at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from monailabel.utils.async_tasks import task as async_task
+from monailabel.utils.async_tasks import utils
+
+from esp_medsam_app.server.app import EspMedSamApp
+
+TRAIN = "/train/esp_medsam_ct_organs"
+STARTED = list[tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def started(app: EspMedSamApp, monkeypatch: pytest.MonkeyPatch) -> STARTED:
+    """What would have been started, by MONAI Label's own function; nothing is."""
+    found: STARTED = []
+
+    def run(request: dict[str, Any], method: str, *_: Any) -> dict[str, Any]:
+        found.append((request, method))
+        task = {"id": str(len(found)), "status": "SUBMITTED", "request": request}
+        utils.background_tasks.setdefault(method, []).append(task)
+        return task
+
+    trainer = SimpleNamespace(info=dict, stats=dict)
+    trainers = {"esp_medsam_ct_organs": trainer, "esp_medsam_spots": trainer}
+    monkeypatch.setattr(app, "_trainers", trainers)
+    monkeypatch.setattr(async_task, "run_background_task", run)
+    return found
+
+
+def test_a_training_starts_once(
+    door: TestClient, started: STARTED, audited: Callable[[], Any]
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: door.post(TRAIN, json={"max_epochs": 3}), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [429] * 7
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert "already running" in refused.json()["detail"]
+    assert refused.headers["retry-after"]
+    ((request, method),) = started
+    assert (method, request["model"], request["max_epochs"]) == (
+        "train", "esp_medsam_ct_organs", 3,
+    )  # fmt: skip
+    assert [line["action"] for line in audited()] == ["train.start"]
+    assert door.post(TRAIN, params={"enqueue": True}).status_code == 200
+    assert len(started) == 2
+
+
+def test_a_training_may_start_when_the_one_before_has_ended(
+    door: TestClient, started: STARTED
+) -> None:
+    for state in ("SUBMITTED", "RUNNING", "DONE", "ERROR", "STOPPED"):
+        utils.background_tasks["train"] = [{"id": "0", "status": state}]
+        running = state in ("SUBMITTED", "RUNNING")
+        assert door.post(TRAIN).status_code == (429 if running else 200)
+
+
+@pytest.mark.xfail(strict=True, reason="MONAI Label 0.8.5 starts it until the process is there")
+def test_in_monai_label_a_training_starts_twice(client: TestClient, started: STARTED) -> None:
+    client.post(TRAIN)
+    client.post(TRAIN)
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["/train/esp_medsam_knee", "/batch/infer/esp_medsam_knee", "/scoring/wisest"]
+)
+def test_what_is_unknown_is_not_started(either: TestClient, started: STARTED, path: str) -> None:
+    answer = either.post(path)
+    assert answer.status_code == 404
+    assert "Available" in answer.json()["detail"]
+    assert started == []
+
+
+def test_clients_do_not_say_what_only_the_server_may(either: TestClient, started: STARTED) -> None:
+    """`bundle_path` would become a part of the process's PYTHONPATH."""
+    forged = {
+        "bundle_path": "/tmp", "local_rank": 3, "model": "esp_medsam_spots", "method": "x",
+    }  # fmt: skip
+    either.post(TRAIN, json=forged)
+    ((request, _),) = started
+    assert request["model"] == "esp_medsam_ct_organs"
+    assert not {"bundle_path", "local_rank", "method"} & set(request)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"max_epochs": "many"}, {"max_epochs": 0}, {"val_split": 2}, {"gpus": "../x"}, {"gpus": [0]},
+     {"tracking_uri": "file:///etc"}, {"tracking_uri": "/tmp/x"}, {"device": "\0"},
+     {"a": {"b": {"c": "\ud800"}}}],
+)  # fmt: skip
+def test_bad_parameters_are_told_at_once(
+    door: TestClient, started: STARTED, params: dict[str, Any]
+) -> None:
+    import json
+
+    answer = door.post(
+        TRAIN, content=json.dumps(params), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert "params" in answer.json()["detail"]
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    "params", [{"label_tag": []}, {"label_tag": 3}, {"labels": "a"}, {"labels": [{}]}]
+)
+def test_the_next_image_of_what_makes_no_sense(door: TestClient, params: dict[str, Any]) -> None:
+    assert door.post("/activelearning/random", json=params).status_code == 422
+
+
+def test_the_address_says_the_strategy(door: TestClient, studies: Path) -> None:
+    for _ in range(2):
+        answer = door.post("/activelearning/first", json={"strategy": ["wisest"], "client_id": {}})
+        assert answer.json()["id"] in ("case", "photo")
+        # nor can what somebody tells of an image stop the strategies
+        told = {"info": '{"strategy": 3, "ts": "x", "seen": true}'}
+        assert door.put("/datastore/image/info?image=case", data=told).status_code == 200
+    assert door.post("/activelearning/random").status_code == 200
+    info = door.get("/datastore/image/info?image=case").json()
+    assert info["seen"] is True
+    assert isinstance(info["ts"], int)
+    assert door.delete("/datastore/image?id=case").status_code == 200
+
+
+@pytest.mark.parametrize("body", ["[]", "3", '"x"', "{", "nul", "NaN", '"\\ud800"', "[" * 3000])
+def test_a_body_that_is_no_mapping(door: TestClient, started: STARTED, body: str) -> None:
+    paths = [TRAIN, "/batch/infer/esp_medsam_spots", "/scoring/sum", "/activelearning/random"]
+    for path in [*paths, "/train/", "/scoring/"]:
+        answer = door.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 422)
+        assert answer.json()["detail"]
+    assert started == []
+
+
+def test_trainings_are_never_a_part_of_the_server(door: TestClient, started: STARTED) -> None:
+    for path in (TRAIN, "/train/"):
+        assert door.post(path, params={"run_sync": True}).status_code == 422
+    assert started == []
+
+
+def test_ohif_trains_one_after_another(door: TestClient, started: STARTED) -> None:
+    told = door.post("/train/", json={"esp_medsam_spots": {"max_epochs": 5}}).json()
+    assert list(told) == ["esp_medsam_spots"]
+    assert started[0][0]["max_epochs"] == 5
+    assert list(door.post("/train/").json()) == ["esp_medsam_ct_organs", "esp_medsam_spots"]
+    assert len(started) == 3
+
+
+@pytest.mark.parametrize(
+    ("params", "status"),
+    [({"images": ["case"]}, 200), ({"images": ["nobody"]}, 404), ({"images": [3]}, 422),
+     ({"images": 3}, 422), ({"images": "some"}, 422), ({"images": "unlabeled"}, 200),
+     ({"max_workers": "many"}, 422), ({"max_workers": -1}, 422), ({"device": "tpu"}, 422),
+     ({"label_prompt": {}}, 422)],
+)  # fmt: skip
+def test_a_batch_is_checked(
+    door: TestClient, started: STARTED, params: dict[str, Any], status: int
+) -> None:
+    answer = door.post("/batch/infer/esp_medsam_spots", json=params)
+    assert answer.status_code == status
+    assert len(started) == (status == 200)
+    if started:
+        assert started[0][0]["save_label"] is True
+
+
+def test_one_batch_and_one_scoring_at_a_time(
+    door: TestClient, started: STARTED, audited: Callable[[], Any]
+) -> None:
+    for path in ("/batch/infer/esp_medsam_spots", "/scoring/sum"):
+        assert door.post(path).status_code == 200
+        assert door.post(path).status_code == 429
+    assert [line["action"] for line in audited()] == ["batch.start"]
+    assert door.delete("/batch/infer").status_code == 200
+    assert door.delete("/train/").json() is None
+    assert door.delete("/scoring/").status_code == 200
+
+
+def test_a_batch_in_the_server_itself(door: TestClient, started: STARTED) -> None:
+    answers = door.post("/batch/infer/esp_medsam_spots", params={"run_sync": True}).json()
+    assert answers["photo"]["label"] == "photo"
+    assert not threading.current_thread().name.startswith("request")
+    scores = door.post("/scoring/sum", params={"run_sync": True})
+    assert scores.status_code == 200
