@@ -141,7 +141,7 @@ class PromptDecoupledModule(nn.Module):
         self.conv_blocks_context = nn.ModuleList(contexts)
         self.mask_embedding_fusion = SeResidual(WIDTHS[0] + EMBEDDING_CHANNELS, WIDTHS[0])
         self.conv_blocks_localization = nn.ModuleList(
-            _Up(wide, narrow) for wide, narrow in zip(WIDTHS, WIDTHS[1:], strict=False)
+            _Up(WIDTHS[level], WIDTHS[level + 1]) for level in range(len(WIDTHS) - 1)
         )
         self.seg_output = nn.Conv2d(WIDTHS[-1], labels, kernel_size=1, bias=False)
 
@@ -163,6 +163,7 @@ class DeSamDecoder(nn.Module):
 
     def __init__(self, maps: Sequence[InnerMap], labels: int = 1) -> None:
         super().__init__()
+        self.labels = labels
         self.prim = PromptRelevantModule(labels)
         self.pdmm = PromptDecoupledModule(maps, labels)
 
