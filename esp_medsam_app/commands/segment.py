@@ -15,6 +15,7 @@ from esp_medsam_app.commands.runtime import (
     BatchSizeOption,
     BundleOption,
     DeviceOption,
+    PromptOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from esp_medsam_app.data.image import Grid
     from esp_medsam_app.inference import Segmenter
+    from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
     from esp_medsam_app.modalities import Modality
 
 
@@ -80,6 +82,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = True,
         bundle: BundleOption = None,
+        prompt: PromptOption = None,
         device: DeviceOption = "auto",
         batch_size: BatchSizeOption = None,
     ) -> None:
@@ -93,7 +96,11 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.inference.modality_reader import AUTO
 
         runtime.ensure_writable_folder(output)
-        segmenter = runtime.make_segmenter(bundle, device, batch_size)
+        segmenter = runtime.make_any_segmenter(bundle, device, batch_size, prompt)
+        if modality == AUTO and not runtime.is_esp_medsam(segmenter):
+            raise InputError(
+                "DeSAM does not read the modality from the image", remedy="Name it with --modality"
+            )
         failed = segment_all(
             paths,
             segmenter,
@@ -107,7 +114,7 @@ def register(app: typer.Typer) -> None:
 
 def segment_all(
     paths: Iterable[Path],
-    segmenter: Segmenter,
+    segmenter: Segmenter | DeSamSegmenter,
     modality: Modality | None,
     options: Options,
     screen: Screen,
@@ -226,7 +233,7 @@ def describe_labels(labels: np.ndarray, modality: Modality, grid: Grid) -> str:
 
 def _run(
     job: Job,
-    segmenter: Segmenter,
+    segmenter: Segmenter | DeSamSegmenter,
     modality: Modality | None,
     options: Options,
     inputs: set[Path],
@@ -252,6 +259,7 @@ def _run(
             )
     read = ""
     if modality is None:
+        assert runtime.is_esp_medsam(segmenter)
         reading = segmenter.read_modality(image)
         modality = segmenter.bundle.modality(reading.decided(image, "Give --modality"))
         read = f"{modality.name} ({reading.confidence:.0%} by {reading.source}): "
