@@ -79,7 +79,7 @@ def training_material(
     views = make_views({modality.name: pairs}, [modality], recipe, tile, place)
     features, _ = features_of(network, views, recipe, place)[modality.name]
     folder = place.work / f"features_{recipe.cached_stage}" / modality.name
-    return _with_cases(folder, [views[modality.name].case(i) for i in range(len(features))])
+    return with_cases(folder, [views[modality.name].case(i) for i in range(len(features))])
 
 
 def held_out_material(
@@ -129,9 +129,10 @@ def held_out_material(
         compute,
         place.counting(f"held-out features {modality.name}"),
     )
-    return _with_cases(folder, tiles.cases)
+    return with_cases(folder, tiles.cases)
 
 
-def _with_cases(folder: Path, cases: Sequence[int]) -> Path:
+def with_cases(folder: Path, cases: Sequence[int]) -> Path:
+    """The folder, with the case of each item written down in it."""
     (folder / _CASES).write_text(json.dumps(list(cases)), encoding="utf-8")
     return folder

@@ -18,7 +18,7 @@ from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair, read_pair
 from esp_medsam_app.evaluation.splits import patient_of
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.conf import desam_model_name, model_name
 from esp_medsam_app.server.submitted_labels import match_name, renumber, stored_names
 from esp_medsam_app.weights.integrity import sha256_of
 
@@ -59,14 +59,15 @@ def annotated_cases(
         models: names of all models of single modalities.
         pattern: finds the patient in an image's file name, see `patient_of`.
     """
-    own = model_name(modality.name)
+    # an annotation is of its structure, whichever family of models drafted it
+    own = {model_name(modality.name), desam_model_name(modality.name)}
     found = []
     for image_id in sorted(datastore.get_labeled_images()):
         info = datastore.get_label_info(image_id, FINAL)
         names = stored_names(info)
         matched = {value: match_name(name, modality.labels) for value, name in names.items()}
-        if info.get("model") in models:
-            if info["model"] != own:
+        if info.get("model") in own.union(models):
+            if info["model"] not in own:
                 continue
         elif None in matched.values():
             continue

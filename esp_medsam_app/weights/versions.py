@@ -23,7 +23,6 @@ from esp_medsam_app.modalities import Modality
 from esp_medsam_app.modalities.modality import NAME
 from esp_medsam_app.networks import DeSam, EspMedSam
 from esp_medsam_app.weights.bundle import (
-    DECODER,
     Bundle,
     save_modality,
     starter_bundle_path,
@@ -363,7 +362,7 @@ def open_versions(
     a server with other weights for a while finds its own versions again.
     """
     if base.path != starter_bundle_path():
-        folder = folder / f"bundle-{base.description.files.get(DECODER, '')[:12]}"
+        folder = folder / f"bundle-{base.description.files.get(base.shared_file, '')[:12]}"
     return VersionStore(folder, base, added)
 
 

@@ -37,7 +37,7 @@ def family(my_app: type[EspMedSamApp]) -> Any:
 def test_monai_label_finds_my_app(my_app: type[EspMedSamApp]) -> None:
     assert my_app.__name__ == "MyApp"
     assert issubclass(my_app, EspMedSamApp)
-    assert list(my_app.families) == ["esp_medsam"]
+    assert list(my_app.families) == ["esp_medsam", "desam"]
 
 
 @pytest.mark.usefixtures("quiet")
