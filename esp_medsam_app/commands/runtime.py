@@ -54,33 +54,20 @@ BatchSizeOption = Annotated[
 ]
 
 
-def make_segmenter(bundle: Path | None, device: str, batch_size: int | None) -> Segmenter:
-    """The segmenter of a command; the one place where the commands load ESP-MedSAM's weights.
-
-    Raises WeightsError for a bundle that cannot be used, InputError for DeSAM's.
-    """
-    segmenter = make_any_segmenter(bundle, device, batch_size)
-    if not is_esp_medsam(segmenter):
-        raise InputError(
-            "this command needs a bundle of ESP-MedSAM, and this is one of DeSAM", path=bundle
-        )
-    return segmenter
-
-
-def make_any_segmenter(
+def make_segmenter(
     bundle: Path | None, device: str, batch_size: int | None, prompt: str | None = None
 ) -> Segmenter | DeSamSegmenter:
-    """The segmenter of a bundle of either family.
+    """The segmenter of a command; the one place where the commands load weights.
 
     Raises WeightsError for a bundle that cannot be used, InputError for a prompt of no use.
     """
     # torch takes seconds to import: not for `--help`
     from esp_medsam_app.inference import Segmenter
     from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
-    from esp_medsam_app.weights import load_bundle
+    from esp_medsam_app.weights.bundle import load_any_bundle
     from esp_medsam_app.weights.desam_bundle import DeSamBundle
 
-    loaded = load_bundle(bundle)
+    loaded = load_any_bundle(bundle)
     if isinstance(loaded, DeSamBundle):
         mode = checked_prompt(prompt)
         return DeSamSegmenter(loaded, device=device, batch_size=batch_size, mode=mode)
@@ -91,9 +78,9 @@ def make_any_segmenter(
 
 def is_esp_medsam(segmenter: Segmenter | DeSamSegmenter) -> TypeGuard[Segmenter]:
     """Whether it is ESP-MedSAM's."""
-    from esp_medsam_app.inference import Segmenter
+    from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
 
-    return isinstance(segmenter, Segmenter)
+    return not isinstance(segmenter, DeSamSegmenter)
 
 
 def checked_prompt(name: str | None) -> PromptMode | None:

@@ -96,7 +96,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.inference.modality_reader import AUTO
 
         runtime.ensure_writable_folder(output)
-        segmenter = runtime.make_any_segmenter(bundle, device, batch_size, prompt)
+        segmenter = runtime.make_segmenter(bundle, device, batch_size, prompt)
         if modality == AUTO and not runtime.is_esp_medsam(segmenter):
             raise InputError(
                 "DeSAM does not read the modality from the image", remedy="Name it with --modality"

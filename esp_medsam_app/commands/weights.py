@@ -96,16 +96,16 @@ def register(app: typer.Typer) -> None:
             return
         if modality is not None or number is not None or as_json:
             raise InputError("--modality, --number and --json go with --versions")
-        from esp_medsam_app.weights import load_bundle
+        from esp_medsam_app.weights.bundle import load_any_bundle
 
-        _show_bundle(load_bundle(bundle))
+        _show_bundle(load_any_bundle(bundle))
 
     @group.command()
     def verify(bundle: BundleOption = None) -> None:
         """Compare every weight file, the backbone's too, with its SHA-256."""
-        from esp_medsam_app.weights import load_bundle
+        from esp_medsam_app.weights.bundle import load_any_bundle
 
-        loaded = load_bundle(bundle)
+        loaded = load_any_bundle(bundle)
         loaded.verify()
         Screen().say(f"{loaded.path}: {len(loaded.description.files)} files and backbone are whole")
 
@@ -180,11 +180,11 @@ def register(app: typer.Typer) -> None:
         split: Annotated[str, typer.Option(help="Which split the reports are about.")] = "val",
     ) -> None:
         """Keep scores in bundle.json and write the model card beside it."""
-        from esp_medsam_app.weights import load_bundle
+        from esp_medsam_app.weights.bundle import load_any_bundle
         from esp_medsam_app.weights.bundle import save_description
         from esp_medsam_app.weights.model_card import CARD, record_scores, render_card
 
-        loaded = load_bundle(bundle)
+        loaded = load_any_bundle(bundle)
         for file in report or []:
             try:
                 loaded = record_scores(loaded, json.loads(file.read_text("utf-8")), split)
@@ -212,7 +212,7 @@ def _show_bundle(loaded: Bundle) -> None:
 
 def _opened(versions: Path, bundle: Path | None) -> VersionStore:
     """The versions of a bundle. Raises InputError where there is no such folder."""
-    from esp_medsam_app.weights import load_bundle
+    from esp_medsam_app.weights.bundle import load_any_bundle
     from esp_medsam_app.weights.versions import open_versions
 
     if not versions.is_dir():
@@ -221,7 +221,7 @@ def _opened(versions: Path, bundle: Path | None) -> VersionStore:
             path=versions,
             remedy="A server makes it at the first training: model/versions in its app's folder",
         )
-    return open_versions(versions, load_bundle(bundle))
+    return open_versions(versions, load_any_bundle(bundle))
 
 
 def _versions_table(found: list[dict[str, Any]], title: str) -> Table:

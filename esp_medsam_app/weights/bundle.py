@@ -152,6 +152,11 @@ class Bundle:
         """Where a file of the description lies."""
         return self.path / name
 
+    @property
+    def family(self) -> str:
+        """Of models: `esp_medsam` or `desam`."""
+        return "esp_medsam"
+
     def modality_file(self, name: str) -> str:
         """Path of what a modality owns, inside the bundle."""
         return controller_file(name)
@@ -268,7 +273,23 @@ def starter_bundle_path() -> Path:
 
 
 def load_bundle(path: str | Path | None = None) -> Bundle:
-    """Read a bundle's description; the starter bundle by default.
+    """Read the description of a bundle of ESP-MedSAM; the starter bundle by default.
+
+    Raises:
+        WeightsError: as `load_any_bundle`, or the bundle is DeSAM's.
+    """
+    bundle = load_any_bundle(path)
+    if bundle.family == DESAM:
+        raise WeightsError(
+            "this is a bundle of DeSAM, not of ESP-MedSAM",
+            path=bundle.path,
+            remedy="Give a folder that `esp-medsam train` wrote without --model desam",
+        )
+    return bundle
+
+
+def load_any_bundle(path: str | Path | None = None) -> Bundle:
+    """Read a bundle's description, a `DeSamBundle` if it is one; the starter bundle by default.
 
     Raises:
         WeightsError: no such folder, no or unreadable `bundle.json`, or a newer schema.
@@ -298,7 +319,7 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
             remedy="Update esp-medsam-app",
         )
     try:
-        if content.get("model") == DESAM:
+        if isinstance(content, dict) and content.get("model") == DESAM:
             # it builds on this module
             from esp_medsam_app.weights.desam_bundle import DeSamBundle, DeSamDescription
 

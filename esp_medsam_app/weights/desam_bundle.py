@@ -26,7 +26,7 @@ from esp_medsam_app.weights.bundle import (
     BackboneReference,
     Bundle,
     BundleDescription,
-    load_bundle,
+    load_any_bundle,
     save_description,
     save_modality,
     starter_bundle_path,
@@ -74,6 +74,11 @@ class DeSamBundle(Bundle):
     """A bundle of DeSAM on disk."""
 
     description: DeSamDescription
+
+    @property
+    def family(self) -> str:
+        """Of models."""
+        return DESAM
 
     def modality_file(self, name: str) -> str:
         """Path of a modality's decoder, inside the bundle."""
@@ -156,10 +161,10 @@ def load_desam(path: str | Path | None = None) -> DeSamBundle:
     """Read a bundle of DeSAM; the one of the package by default.
 
     Raises:
-        WeightsError: as `load_bundle`, or the bundle is ESP-MedSAM's.
+        WeightsError: as `load_any_bundle`, or the bundle is ESP-MedSAM's.
     """
     folder = starter_desam_path() if path is None else Path(path)
-    bundle = load_bundle(folder)
+    bundle = load_any_bundle(folder)
     if not isinstance(bundle, DeSamBundle):
         raise WeightsError(
             "this is a bundle of ESP-MedSAM, not of DeSAM",

@@ -15,6 +15,7 @@ from esp_medsam_app.networks.desam import DeSam, DeSamDecoder
 from esp_medsam_app.networks.features import InnerMap
 from esp_medsam_app.training.desam_starting import add_fresh_decoder, new_desam
 from esp_medsam_app.weights import load_bundle
+from esp_medsam_app.weights.bundle import load_any_bundle
 from esp_medsam_app.weights.desam_bundle import (
     PROMPT_ENCODER,
     DeSamBundle,
@@ -53,7 +54,7 @@ def masks(network: DeSam, modality: str) -> torch.Tensor:
 
 def test_round_trip(network: DeSam, bundle: DeSamBundle) -> None:
     """What is read back draws what was written, within float16, and is known for what it is."""
-    again = load_bundle(bundle.path)
+    again = load_any_bundle(bundle.path)
     assert isinstance(again, DeSamBundle)
     again.verify()
     assert again.modalities == {"one": ONE, "two": TWO}
@@ -85,6 +86,11 @@ def test_damage_is_told(bundle: DeSamBundle, file: str) -> None:
 def test_the_other_familys_bundle_is_refused() -> None:
     with pytest.raises(WeightsError, match="not of DeSAM"):
         load_desam(load_bundle().path)
+
+
+def test_the_other_family_refuses_this_one(bundle: DeSamBundle) -> None:
+    with pytest.raises(WeightsError, match="of DeSAM"):
+        load_bundle(bundle.path)
 
 
 def test_versions_of_a_modality_serve(bundle: DeSamBundle, network: DeSam, tmp_path: Path) -> None:
