@@ -180,8 +180,7 @@ def register(app: typer.Typer) -> None:
         split: Annotated[str, typer.Option(help="Which split the reports are about.")] = "val",
     ) -> None:
         """Keep scores in bundle.json and write the model card beside it."""
-        from esp_medsam_app.weights.bundle import load_any_bundle
-        from esp_medsam_app.weights.bundle import save_description
+        from esp_medsam_app.weights.bundle import load_any_bundle, save_description
         from esp_medsam_app.weights.model_card import CARD, record_scores, render_card
 
         loaded = load_any_bundle(bundle)

@@ -157,6 +157,11 @@ class Bundle:
         """Of models: `esp_medsam` or `desam`."""
         return "esp_medsam"
 
+    @property
+    def origin(self) -> str:
+        """Where the backbone comes from, with its licence."""
+        return f"{self.backbone.origin} ({self.backbone.licence})"
+
     def modality_file(self, name: str) -> str:
         """Path of what a modality owns, inside the bundle."""
         return controller_file(name)

@@ -34,6 +34,7 @@ from esp_medsam_app.weights.bundle import (
 )
 from esp_medsam_app.weights.desam_encoders import (
     encoder_facts,
+    encoder_origin,
     load_feature_encoder,
     start_prompt_encoder,
 )
@@ -79,6 +80,11 @@ class DeSamBundle(Bundle):
     def family(self) -> str:
         """Of models."""
         return DESAM
+
+    @property
+    def origin(self) -> str:
+        """Where the encoder comes from, with its licence."""
+        return encoder_origin(self.description.backbone.name)
 
     def modality_file(self, name: str) -> str:
         """Path of a modality's decoder, inside the bundle."""

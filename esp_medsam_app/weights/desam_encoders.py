@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from esp_medsam_app.errors import UnknownNameError
 from esp_medsam_app.networks.desam import DeSam, DeSamDecoder
 from esp_medsam_app.networks.sam_features import SamFeatures
 from esp_medsam_app.networks.sam_teacher import SamInput
@@ -44,10 +45,22 @@ def encoder_facts(name: str) -> EncoderFacts:
     Raises:
         UnknownNameError: there is none of that name.
     """
-    if name in BACKBONES or not name.startswith("sam_"):
+    if name in BACKBONES:
         backbone = get_backbone(name)
         return EncoderFacts(name, backbone.sha256, backbone.input_size)
+    if name not in SAM_RELEASES:
+        raise UnknownNameError(
+            f"there is no encoder {name!r}", remedy=f"Known: {', '.join(encoder_names())}"
+        )
     return EncoderFacts(name, get_release(name).sha256, SAM_TILE)
+
+
+def encoder_origin(name: str) -> str:
+    """Where an encoder comes from, with its licence. Raises UnknownNameError."""
+    if name in BACKBONES:
+        backbone = get_backbone(name)
+        return f"{backbone.origin} ({backbone.licence})"
+    return f"{get_release(name).file}, released with segment-anything (Apache-2.0)"
 
 
 def load_feature_encoder(name: str) -> nn.Module:
