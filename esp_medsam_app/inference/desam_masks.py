@@ -9,6 +9,7 @@ of them would.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from esp_medsam_app.weights.desam_prompts import MaskRules, PromptMode
 POINTS_AT_ONCE = 9
 # Pixels of the authors' masks, which sizes of regions are meant for.
 MASK_PIXELS = 256 * 256
-# Logit of a label that no mask is left of.
-NOTHING = -1e4
+# Logit of a label that no mask is left of; no louder than what a neighbouring tile may have found.
+NOTHING = -10.0
 # Pixels that touch at a corner belong together, as in SAM.
 _NEIGHBOURS = np.ones((3, 3))
 
@@ -130,26 +131,25 @@ def _of_points(network: DeSam, features: Features, modality: str, rules: MaskRul
     parts = tokens.split(POINTS_AT_ONCE)
     ious = torch.cat([network.relate(modality, embedding, part).iou.float() for part in parts])
     pdmm = network.decoder(modality).pdmm
-    contexts = pdmm.contexts(features.inner)
     drawn: dict[int, Tensor] = {}
+    contexts: list[Tensor] = []
 
-    def draw(index: int) -> Tensor:
+    def draw(label: int, index: int) -> Tensor:
+        if not contexts:
+            contexts.extend(pdmm.contexts(features.inner))
         if index not in drawn:
             related = network.relate(modality, embedding, tokens[index : index + 1])
             drawn[index] = pdmm.draw(contexts, related.mask_embedding)[0].float()
-        return drawn[index]
+        return drawn[index][label]
 
-    return torch.stack(
-        [_united(ious[:, label], draw, label, rules) for label in range(ious.shape[1])]
-    )
-
-
-def _united(ious: Tensor, draw: Callable[[int], Tensor], label: int, rules: MaskRules) -> Tensor:
-    """The largest logit of a label's masks, `[H, W]`."""
-    kept = chosen_masks(ious, lambda index: draw(index)[label], rules)
-    if kept:
-        return torch.stack([logits for _, logits in kept]).amax(dim=0)
-    return torch.full_like(draw(int(ious.argmax()))[label], NOTHING)
+    side = 4 * embedding.shape[-1]
+    found = []
+    for label in range(ious.shape[1]):
+        kept = chosen_masks(ious[:, label], partial(draw, label), rules)
+        masks = [logits for _, logits in kept]
+        nothing = torch.full((1, side, side), NOTHING, device=embedding.device)
+        found.append(torch.stack(masks).amax(dim=0) if masks else nothing[0])
+    return torch.stack(found)
 
 
 def _one_by_one(features: Features) -> Iterator[Features]:

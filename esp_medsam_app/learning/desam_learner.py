@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +16,17 @@ from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks.desam import DeSam
 from esp_medsam_app.training.canvases import CanvasStore
 from esp_medsam_app.training.desam_features import encoding, restored
-from esp_medsam_app.training.desam_losses import DeSamLoss, hits_of, in_frame, random_points
+from esp_medsam_app.training.desam_losses import (
+    DeSamLoss,
+    hits_of,
+    in_frame,
+    pixels_of,
+    random_points,
+)
 from esp_medsam_app.training.desam_recipe import DeSamRecipe
 from esp_medsam_app.training.inputs import placed, prepare_stores, views_of_stores
 from esp_medsam_app.training.slice_tiles import SliceTiles
-from esp_medsam_app.training.sources import compute_once, read_computed
+from esp_medsam_app.training.sources import compute_once
 from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.weights.desam_prompts import PromptMode
 
@@ -44,12 +49,6 @@ class Prompted(NamedTuple):
 
 class DeSamMaterial(Material):
     """Rows of the encoder's features, each followed by a point that is drawn anew each time."""
-
-    @classmethod
-    def read(cls, folder: Path) -> DeSamMaterial:
-        """What `desam_material` left in a folder, for another process."""
-        rows, labels = read_computed(folder)
-        return cls(rows, labels, json.loads((folder / "cases.json").read_text(encoding="utf-8")))
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         found = super().__getitem__(item)
@@ -112,7 +111,7 @@ class DeSamLearner(nn.Module):
                 self.network.whole_box(len(rows)),
             )
             masks, iou = self.network(features, self.modality, tokens)
-        places = (frame / in_frame(torch.ones(1), masks.shape[-1])).round().long()
+        places = pixels_of(frame, masks.shape[-1])
         return Prompted(masks.float(), iou.float(), places, pointed)
 
     def _pointed(self, count: int) -> Tensor:

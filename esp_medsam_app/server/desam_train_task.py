@@ -16,6 +16,7 @@ from esp_medsam_app.learning.desam_learner import (
     DeSamMaterial,
     desam_material,
 )
+from esp_medsam_app.learning.material import Material
 from esp_medsam_app.networks.desam import DeSam
 from esp_medsam_app.server.conf import desam_model_name
 from esp_medsam_app.server.train_job import TrainJob
@@ -71,7 +72,7 @@ class DeSamTrainJob(TrainJob):
             )
         return replace(self, material=material, held_out=held_out)
 
-    def read(self, folder: Path) -> DeSamMaterial:
+    def read(self, folder: Path) -> Material:
         """Material on disk."""
         return DeSamMaterial.read(folder)
 

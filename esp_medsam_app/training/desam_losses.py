@@ -88,6 +88,11 @@ def in_frame(places: Tensor, side: int) -> Tensor:
     return places.float() * (PROMPT_FRAME / side)
 
 
+def pixels_of(frame: Tensor, side: int) -> Tensor:
+    """The inverse of `in_frame`, also of numbers that were rounded to bfloat16 in between."""
+    return (frame * (side / PROMPT_FRAME)).round().long().clamp(0, side - 1)
+
+
 def hits_of(labels: Tensor, places: Tensor, count: int) -> Tensor:
     """Whether pixels `[B, 2]` (x, y) of label maps `[B, S, S]` lie in labels 1 to `count`."""
     index = torch.arange(len(labels), device=labels.device)

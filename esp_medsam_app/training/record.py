@@ -38,7 +38,7 @@ def claim_work(
         InputError: the folder holds another run, whose checkpoint would be taken for this one's.
     """
     run = {
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump(mode="json"),
         "cases": {
             modality: [str(case.image.resolve()) for case in cases]
             for modality, cases in pairs.items()
@@ -86,7 +86,7 @@ def describe(
     Only the last two parts of a folder's path are kept: data set and split, not the machine.
     """
     return {
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump(mode="json"),
         "data": {
             modality: {
                 "cases": len(cases),

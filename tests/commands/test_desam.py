@@ -54,6 +54,8 @@ def test_a_bundle_comes_out_segments_and_is_compared(
     out, data = tmp_path / "out", ("--data", f"dermoscopy={cases}")
     train = ("train", "--model", "desam", *data, *TINY)
     assert run(*train, "-o", out, "--work", tmp_path / "w", "--seed", "4") == 0
+    # once more: all is done already
+    assert run(*train, "-o", out, "--work", tmp_path / "w", "--seed", "4") == 0
     bundle = load_desam(out)
     bundle.verify()
     (told,) = bundle.description.training["runs"]
