@@ -5,6 +5,9 @@
 # checkpoints, curves and the bundle; a run that was stopped goes on from there, so that it can be
 # given in pieces (timeout 580 scripts/train_starter.sh ...) on a machine lent for minutes:
 #   scripts/train_starter.sh DATA runs/gpu --recipe gpu
+# MODALITIES="a b" trains only these: of DeSAM, beside it in the package as starter_desam,
+#   MODALITIES="ct_liver mr_hippocampus mr_left_ventricle mr_left_atrium" \
+#     scripts/train_starter.sh DATA runs/desam --model desam --recipe starter
 # Scores come from scripts/score_starter.sh. The bundle is put into the package by hand, when its
 # scores on val are better:
 #   rm -r esp_medsam_app/weights/starter && cp -r WORK/bundle esp_medsam_app/weights/starter
@@ -21,7 +24,7 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
 export MALLOC_TOP_PAD_=200000000
 
 train=()
-for modality in "${modalities[@]}"; do
+for modality in ${MODALITIES:-"${modalities[@]}"}; do
   for folder in $(folders "$modality" train); do train+=(--data "$modality=$folder"); done
 done
 "$esp_medsam" train "${train[@]}" --work "$work" --output "$work/bundle" --name starter "$@"

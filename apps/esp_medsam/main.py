@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from lib.configs.desam import DeSam
 from lib.configs.esp_medsam import EspMedSam
 from monailabel.interfaces.app import MONAILabelApp
 
@@ -14,4 +15,4 @@ from esp_medsam_app.server import app as server
 class MyApp(server.EspMedSamApp, MONAILabelApp):
     """The families of models that are served."""
 
-    families: ClassVar = {"esp_medsam": EspMedSam}
+    families: ClassVar = {"esp_medsam": EspMedSam, "desam": DeSam}

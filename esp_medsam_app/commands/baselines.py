@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -37,8 +38,17 @@ TrainDataOption = Annotated[
     typer.Option(
         "--train-data",
         metavar="DIR",
-        help="With --baselines: cases that the U-Net learns from; without it there is no U-Net. "
-        "May be given several times.",
+        help="With --baselines or --desam: cases that the U-Net learns from; without it there is "
+        "no U-Net. May be given several times.",
+    ),
+]
+DeSamOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--desam",
+        metavar="DIR",
+        help="Score the same modality of a bundle of DeSAM beside it, with each prompt that it "
+        "was trained with.",
     ),
 ]
 WorkOption = Annotated[
@@ -46,7 +56,7 @@ WorkOption = Annotated[
     typer.Option(
         "--work",
         metavar="DIR",
-        help="With --baselines: keeps the U-Net of each modality, which is trained once.",
+        help="With --train-data: keeps the U-Net of each modality, which is trained once.",
     ),
 ]
 UNetViewsOption = Annotated[
@@ -55,18 +65,22 @@ UNetViewsOption = Annotated[
         "--unet-views",
         min=1,
         metavar="N",
-        help="With --baselines: views the U-Net learns from; as many as ESP-MedSAM by default.",
+        help="With --train-data: views the U-Net learns from; as many as ESP-MedSAM by default.",
     ),
 ]
 DEFAULT_WORK = Path("runs/baselines")
+LITE_MEDSAM = "LiteMedSAM"
 REFERENCE_BOX, WHOLE_BOX = "reference's box", "whole image"
+DESAM_PROMPTS = {"whole_box": WHOLE_BOX, "grid_points": "grid of points"}
 
 
 def check_unused(train_data: list[Path] | None, unet_views: int | None) -> None:
-    """Raises InputError for options that mean nothing without `--baselines`."""
+    """Raises InputError for options that mean nothing without `--baselines` or `--desam`."""
     for name, value in (("--train-data", train_data), ("--unet-views", unet_views)):
         if value is not None:
-            raise InputError(f"{name} is an option of --baselines", remedy="Add --baselines")
+            raise InputError(
+                f"{name} is an option of --baselines and --desam", remedy="Add one of them"
+            )
 
 
 def make_baselines(
@@ -77,8 +91,11 @@ def make_baselines(
     segmenter: Segmenter,
     modality: Modality,
     batch_size: int | None,
+    *,
+    boxes: bool = True,
+    desam: Path | None = None,
 ) -> list[Baseline]:
-    """LiteMedSAM with two boxes and, with `train_data`, a trained U-Net, on the segmenter's device.
+    """Other models on the segmenter's device; with `train_data` a trained U-Net is the last.
 
     Args:
         train_data: folders of the U-Net's cases.
@@ -88,22 +105,20 @@ def make_baselines(
         segmenter: ESP-MedSAM.
         modality: of the bundle.
         batch_size: in one pass; chosen by the device by default.
+        boxes: whether LiteMedSAM with two boxes is among them.
+        desam: folder of a bundle of DeSAM that is among them, with each of its prompts.
 
     Raises:
         InputError: training cases that cannot be used or are evaluated too, no number of views, or
             a folder that holds another U-Net.
         WeightsError: LiteMedSAM's or the U-Net's weights are missing or damaged.
     """
-    from esp_medsam_app.baselines.box_prompt import BoxPromptedSegmenter
     from esp_medsam_app.baselines.comparison import Contender
-    from esp_medsam_app.evaluation.report import Oracle
 
     device = str(segmenter.device)
-    boxed = BoxPromptedSegmenter(modality, device=device, batch_size=batch_size)
-    made: list[Baseline] = [
-        (Contender("LiteMedSAM", REFERENCE_BOX, boxed.parameters), Oracle(boxed.segment_boxed)),
-        (Contender("LiteMedSAM", WHOLE_BOX, boxed.parameters), boxed.segment_whole),
-    ]
+    made = _boxed(modality, device, batch_size) if boxes else []
+    if desam is not None:
+        made += _desam(desam, segmenter, modality, batch_size)
     if train_data is None:
         return made
     from esp_medsam_app.baselines.unet import UNetSegmenter, fit_unet, unet_recipe
@@ -122,6 +137,43 @@ def make_baselines(
         "device": record.device,
     }
     return [*made, (Contender("U-Net", "none", unet.parameters, training), unet.segment)]
+
+
+def _boxed(modality: Modality, device: str, batch_size: int | None) -> list[Baseline]:
+    from esp_medsam_app.baselines.box_prompt import BoxPromptedSegmenter
+    from esp_medsam_app.baselines.comparison import Contender
+    from esp_medsam_app.evaluation.report import Oracle
+
+    boxed = BoxPromptedSegmenter(modality, device=device, batch_size=batch_size)
+    return [
+        (Contender(LITE_MEDSAM, REFERENCE_BOX, boxed.parameters), Oracle(boxed.segment_boxed)),
+        (Contender(LITE_MEDSAM, WHOLE_BOX, boxed.parameters), boxed.segment_whole),
+    ]
+
+
+def _desam(
+    folder: Path, segmenter: Segmenter, modality: Modality, batch_size: int | None
+) -> list[Baseline]:
+    """DeSAM with each of its prompts, on ESP-MedSAM's encoder where it is the same.
+
+    Raises:
+        InputError: the modality has other labels there.
+        UnknownNameError: the bundle lacks it.
+    """
+    from esp_medsam_app.baselines.comparison import Contender
+    from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
+    from esp_medsam_app.weights.desam_bundle import load_desam
+
+    bundle = load_desam(folder)
+    if bundle.modality(modality.name).labels != modality.labels:
+        raise InputError(f"its {modality.name} has other labels", path=folder)
+    first = DeSamSegmenter(bundle, beside=segmenter, batch_size=batch_size)
+    made: list[Baseline] = []
+    for mode in bundle.description.prompts:
+        prompted = first.prompted(mode)
+        contender = Contender("DeSAM", DESAM_PROMPTS[mode], first.parameters(modality.name))
+        made.append((contender, partial(prompted.segment, modality=modality.name)))
+    return made
 
 
 def compare(
@@ -183,7 +235,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
             f"{REFERENCE_BOX}: a box around each connected part of the reference, slice by slice; "
             "it tells where the structure is and where it is not"
         )
-    if len(comparison.ours.report.labels) > 1:
+    asked = any(entry.contender.model == LITE_MEDSAM for entry in comparison.others)
+    if asked and len(comparison.ours.report.labels) > 1:
         first = comparison.ours.report.labels[0]
         notes.append(f"{WHOLE_BOX}: it names no label; what is found counts as {first}")
     notes += [_trained(entry) for entry in comparison.others if entry.contender.training]

@@ -18,6 +18,7 @@ from esp_medsam_app.commands.runtime import (
     FastOption,
     ModalityOption,
     PrecisionOption,
+    PromptOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -74,10 +75,12 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         baselines: others.BaselinesOption = False,
+        desam: others.DeSamOption = None,
         train_data: others.TrainDataOption = None,
         work: others.WorkOption = others.DEFAULT_WORK,
         unet_views: others.UNetViewsOption = None,
         bundle: BundleOption = None,
+        prompt: PromptOption = None,
         device: DeviceOption = "auto",
         batch_size: BatchSizeOption = None,
         precision: PrecisionOption = "auto",
@@ -98,7 +101,8 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.evaluation.report import evaluate_cases, write_report
         from esp_medsam_app.evaluation.silence import measure_silence
 
-        if not baselines:
+        compared = baselines or desam is not None
+        if not compared:
             others.check_unused(train_data, unet_views)
         pairs = without(find_pairs(data), leave_out or [])[:limit]
         beside = find_images(absent) if absent else []
@@ -106,16 +110,30 @@ def register(app: typer.Typer) -> None:
             _check_report_file(json)
         if predictions is not None:
             _check_predictions_folder(predictions, pairs)
-        segmenter = runtime.make_segmenter(bundle, device, batch_size, precision, fast)
+        segmenter = runtime.make_segmenter(
+            bundle, device, batch_size, prompt, precision=precision, fast=fast
+        )
         chosen = segmenter.bundle.modality(modality)
         check_references(pairs, chosen)
-        rivals = (
-            others.make_baselines(
-                train_data, unet_views, work, pairs, segmenter, chosen, batch_size
+        rivals = []
+        if compared:
+            if not runtime.is_esp_medsam(segmenter):
+                raise InputError(
+                    "others are compared with ESP-MedSAM, and this is a bundle of DeSAM",
+                    path=bundle,
+                    remedy="Give this folder with --desam, and ESP-MedSAM's with --bundle",
+                )
+            rivals = others.make_baselines(
+                train_data,
+                unet_views,
+                work,
+                pairs,
+                segmenter,
+                chosen,
+                batch_size,
+                boxes=baselines,
+                desam=desam,
             )
-            if baselines
-            else []
-        )
         screen = Screen()
         with screen.progress as progress:
             cases = progress.add_task("cases", total=len(pairs))
@@ -160,7 +178,7 @@ def register(app: typer.Typer) -> None:
         for note in report_notes(report):
             screen.say(note)
         comparison = None
-        if rivals:
+        if rivals and runtime.is_esp_medsam(segmenter):
             comparison = others.compare(rivals, report, pairs, segmenter, chosen)
             screen.show(others.comparison_table(comparison))
             for note in others.comparison_notes(comparison):

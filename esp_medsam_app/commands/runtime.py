@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 import typer
 from rich.console import Console
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from esp_medsam_app.data.image import Grid
     from esp_medsam_app.inference import Segmenter
+    from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
+    from esp_medsam_app.weights.desam_prompts import PromptMode
 
 ModalityOption = Annotated[
     str,
@@ -35,6 +37,14 @@ BundleOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; auto prefers a GPU.")
+]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        metavar="NAME",
+        help="Of a bundle of DeSAM: whole_box or grid_points; as it was trained by default.",
+    ),
 ]
 BatchSizeOption = Annotated[
     int | None,
@@ -53,7 +63,7 @@ FastOption = Annotated[
     bool,
     typer.Option(
         "--fast/--plain",
-        help="By the fused encoder, which gives the same masks sooner, or by the plain network.",
+        help="ESP-MedSAM by the fused encoder, which gives the same masks sooner, or plainly.",
     ),
 ]
 
@@ -62,25 +72,52 @@ def make_segmenter(
     bundle: Path | None,
     device: str,
     batch_size: int | None,
+    prompt: str | None = None,
+    *,
     precision: str = "auto",
     fast: bool = True,
-) -> Segmenter:
+) -> Segmenter | DeSamSegmenter:
     """The segmenter of a command; the one place where the commands load weights.
 
     Raises WeightsError for a bundle that cannot be used, InputError for a device or a precision
-    that is not there.
+    that is not there, or a prompt that is of no use.
     """
     # torch takes seconds to import: not for `--help`
     from esp_medsam_app.inference import Segmenter
-    from esp_medsam_app.weights import load_bundle
+    from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
+    from esp_medsam_app.weights.bundle import load_any_bundle
+    from esp_medsam_app.weights.desam_bundle import DeSamBundle
 
-    return Segmenter(
-        load_bundle(bundle),
-        device=device,
-        batch_size=batch_size,
-        precision=precision,
-        fast=fast,
-    )
+    loaded = load_any_bundle(bundle)
+    if isinstance(loaded, DeSamBundle):
+        mode = checked_prompt(prompt)
+        return DeSamSegmenter(
+            loaded, device=device, batch_size=batch_size, mode=mode, precision=precision
+        )
+    if prompt is not None:
+        raise InputError("--prompt is an option of DeSAM's bundles", remedy="Leave it out")
+    return Segmenter(loaded, device=device, batch_size=batch_size, precision=precision, fast=fast)
+
+
+def is_esp_medsam(segmenter: Segmenter | DeSamSegmenter) -> TypeGuard[Segmenter]:
+    """Whether it is ESP-MedSAM's."""
+    from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
+
+    return not isinstance(segmenter, DeSamSegmenter)
+
+
+def checked_prompt(name: str | None) -> PromptMode | None:
+    """A prompt of DeSAM by name. Raises InputError where there is no such prompt."""
+    from esp_medsam_app.weights.desam_prompts import PROMPT_MODES
+
+    for known in PROMPT_MODES:
+        if name == known:
+            return known
+    if name is not None:
+        raise InputError(
+            f"--prompt {name}: there is no such prompt", remedy=f"Use {' or '.join(PROMPT_MODES)}"
+        )
+    return None
 
 
 class Screen:

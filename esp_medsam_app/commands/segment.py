@@ -17,6 +17,7 @@ from esp_medsam_app.commands.runtime import (
     DeviceOption,
     FastOption,
     PrecisionOption,
+    PromptOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from esp_medsam_app.data.image import Grid
     from esp_medsam_app.inference import Segmenter
+    from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
     from esp_medsam_app.modalities import Modality
 
 
@@ -82,6 +84,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = True,
         bundle: BundleOption = None,
+        prompt: PromptOption = None,
         device: DeviceOption = "auto",
         batch_size: BatchSizeOption = None,
         precision: PrecisionOption = "auto",
@@ -97,7 +100,13 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.inference.modality_reader import AUTO
 
         runtime.ensure_writable_folder(output)
-        segmenter = runtime.make_segmenter(bundle, device, batch_size, precision, fast)
+        segmenter = runtime.make_segmenter(
+            bundle, device, batch_size, prompt, precision=precision, fast=fast
+        )
+        if modality == AUTO and not runtime.is_esp_medsam(segmenter):
+            raise InputError(
+                "DeSAM does not read the modality from the image", remedy="Name it with --modality"
+            )
         failed = segment_all(
             paths,
             segmenter,
@@ -111,7 +120,7 @@ def register(app: typer.Typer) -> None:
 
 def segment_all(
     paths: Iterable[Path],
-    segmenter: Segmenter,
+    segmenter: Segmenter | DeSamSegmenter,
     modality: Modality | None,
     options: Options,
     screen: Screen,
@@ -230,7 +239,7 @@ def describe_labels(labels: np.ndarray, modality: Modality, grid: Grid) -> str:
 
 def _run(
     job: Job,
-    segmenter: Segmenter,
+    segmenter: Segmenter | DeSamSegmenter,
     modality: Modality | None,
     options: Options,
     inputs: set[Path],
@@ -256,6 +265,7 @@ def _run(
             )
     read = ""
     if modality is None:
+        assert runtime.is_esp_medsam(segmenter)
         reading = segmenter.read_modality(image)
         modality = segmenter.bundle.modality(reading.decided(image, "Give --modality"))
         read = f"{modality.name} ({reading.confidence:.0%} by {reading.source}): "

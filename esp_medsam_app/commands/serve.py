@@ -50,6 +50,10 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(metavar="a,b", help="Models to serve, e.g. ct_liver,xray_chest.")
         ] = "all",
         bundle: BundleOption = None,
+        desam: Annotated[
+            Path | None,
+            typer.Option("--desam", metavar="DIR", help="Weights of DeSAM, for its models beside."),
+        ] = None,
         modalities: Annotated[
             Path | None,
             typer.Option("--modalities", metavar="DIR", help="Modalities of your own, NAME.yaml."),
@@ -104,7 +108,7 @@ def register(app: typer.Typer) -> None:
         others = "WARNING" if level == "INFO" else level
         # before the slow parts, so that every mistake is told at once
         port = free_port(host, port)
-        conf = _checked_conf(models, bundle, modalities, device, preload)
+        conf = _checked_conf(models, bundle, modalities, device, preload, desam)
         if versions is not None:
             conf["versions"] = str(versions.resolve())
         if _is_open(host):
@@ -168,7 +172,12 @@ def _checked_level(level: str) -> str:
 
 
 def _checked_conf(
-    models: str, bundle: Path | None, modalities: Path | None, device: str, preload: bool
+    models: str,
+    bundle: Path | None,
+    modalities: Path | None,
+    device: str,
+    preload: bool,
+    desam: Path | None = None,
 ) -> dict[str, str]:
     """The app's `--conf`, after a look that the server will not stumble over it.
 
@@ -176,14 +185,19 @@ def _checked_conf(
     """
     from esp_medsam_app.inference.device import choose_device
     from esp_medsam_app.server.conf import added_modalities, model_names, select_models
+    from esp_medsam_app.server.desam_bundles import desam_models
     from esp_medsam_app.weights import load_bundle
 
     known = load_bundle(bundle).modalities
-    select_models(models, model_names(known, added_modalities(modalities, known)))
+    added = added_modalities(modalities, known)
+    names = [*model_names(known, added), *desam_models(desam, models, {**known, **added})]
+    select_models(models, names)
     choose_device(device)
     conf = {"models": models, "device": device, "preload": str(preload).lower()}
     if bundle is not None:
         conf["bundle"] = str(bundle.resolve())
+    if desam is not None:
+        conf["desam"] = str(desam.resolve())
     if modalities is not None:
         conf["modalities"] = str(modalities.resolve())
     return conf

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esp_medsam_app.commands.runtime import Screen
+from esp_medsam_app.commands.train_desam import DeSamTraining, train_desam_bundle
 from esp_medsam_app.commands.training_options import (
     CacheOption,
     ChangesOption,
     DataOption,
     DeviceOption,
     LeaveOutOption,
-    RecipeOption,
     SeedOption,
     WorkersOption,
     WorkOption,
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from esp_medsam_app.networks.esp_medsam import Design
     from esp_medsam_app.weights.backbones import Backbone
     from esp_medsam_app.weights.bundle import Bundle
+
+
+class Model(str, Enum):
+    """A family of models."""
+
+    esp_medsam = "esp_medsam"
+    desam = "desam"
 
 
 class Part(str, Enum):
@@ -51,10 +58,21 @@ def register(app: typer.Typer) -> None:
         output: Annotated[
             Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle; made if new.")
         ],
+        model: Annotated[
+            Model, typer.Option(help="The family of models; docs/desam.md is about DeSAM.")
+        ] = Model.esp_medsam,
         leave_out: LeaveOutOption = None,
         work: WorkOption = Path("runs/train"),
-        name: Annotated[str, typer.Option(help="Of the bundle.")] = "esp-medsam",
-        recipe: RecipeOption = "two_cores",
+        name: Annotated[str | None, typer.Option(help="Of the bundle.")] = None,
+        recipe: Annotated[
+            str | None,
+            typer.Option(
+                "--recipe",
+                metavar="NAME|FILE",
+                help="two_cores (default), gpu, or a YAML file of such numbers. Of DeSAM: paper "
+                "(default), authors_code, starter.",
+            ),
+        ] = None,
         changes: ChangesOption = None,
         start: Annotated[
             Path | None,
@@ -80,10 +98,27 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option(metavar="FILE", help="Encoder that `esp-medsam distill common` wrote."),
         ] = None,
+        encoder: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME",
+                help="Of DeSAM: lite_medsam (default), sam_vit_b, sam_vit_l, sam_vit_h; "
+                "`weights pull` fetches the latter.",
+            ),
+        ] = None,
         seed: SeedOption = 0,
         device: DeviceOption = "auto",
         workers: WorkersOption = None,
         slices_gb: CacheOption = 4.0,
+        features_gb: Annotated[
+            float,
+            typer.Option(
+                "--features-gb",
+                min=0,
+                help="Of DeSAM: disk for what the encoder gives of one modality. Views beyond it "
+                "are encoded each time anew.",
+            ),
+        ] = 8.0,
     ) -> None:
         """Train modalities together on the frozen backbone and write them as a bundle.
 
@@ -91,6 +126,27 @@ def register(app: typer.Typer) -> None:
         `esp-medsam evaluate` on other cases. Several GPUs:
         `torchrun --nproc-per-node 4 -m esp_medsam_app.cli train ... --set accumulate=4`.
         """
+        if model is Model.desam:
+            _check_unused("esp_medsam", shared=shared, without=without, backbone=backbone)
+            return train_desam_bundle(
+                DeSamTraining(
+                    data=data,
+                    output=output,
+                    leave_out=leave_out,
+                    work=work,
+                    name=name or "desam",
+                    recipe=recipe,
+                    changes=changes,
+                    start=start,
+                    encoder=encoder,
+                    seed=seed,
+                    device=device,
+                    workers=workers,
+                    slices_gb=slices_gb,
+                    features_gb=features_gb,
+                )
+            )
+        _check_unused("desam", encoder=encoder)
         from esp_medsam_app.training.record import claim_work, describe
         from esp_medsam_app.training.trainer import Learners
         from esp_medsam_app.training.trainer import train as run
@@ -99,7 +155,7 @@ def register(app: typer.Typer) -> None:
 
         folders = parse_data(data)
         modalities, pairs = find_cases(folders, leave_out)
-        numbers = read_recipe(recipe, changes, seed)
+        numbers = read_recipe(recipe or "two_cores", changes, seed)
         old = load_bundle(start) if start is not None else None
         used = _backbone(backbone, old)
         design = _design(without or [], old)
@@ -127,7 +183,7 @@ def register(app: typer.Typer) -> None:
             output,
             network,
             (kept | learned).values(),
-            name=name,
+            name=name or "esp-medsam",
             backbone=used,
             training={"runs": [*runs, describe(numbers, pairs, folders, device=place.device)]},
             scores={key: score for key, score in scores.items() if key not in learned},
@@ -135,6 +191,15 @@ def register(app: typer.Typer) -> None:
         if old is not None:
             bundle = carry_over(old, bundle)
         Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
+
+
+def _check_unused(family: str, **options: object) -> None:
+    """Raises InputError for options that mean something for another family alone."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"--{name} is an option of --model {family}", remedy="Leave it out, or the model"
+            )
 
 
 def _backbone(file: Path | None, old: Bundle | None) -> Backbone:

@@ -144,6 +144,15 @@ def read_recipe(source: str, changes: list[str] | None, seed: int) -> Recipe:
     """
     from esp_medsam_app.training.recipe import Recipe
 
+    return Recipe.read(source, **recipe_changes(changes, seed))
+
+
+def recipe_changes(changes: list[str] | None, seed: int) -> dict[str, Any]:
+    """What `--set` and `--seed` change in a recipe.
+
+    Raises:
+        InputError: one of them has no `=`.
+    """
     values: dict[str, Any] = {"seed": seed}
     for change in changes or []:
         key, separator, value = change.partition("=")
@@ -152,7 +161,7 @@ def read_recipe(source: str, changes: list[str] | None, seed: int) -> Recipe:
                 f"--set {change}: not of the form KEY=VALUE", remedy="For example --set views=200"
             )
         values[key.strip()] = yaml.safe_load(value)
-    return Recipe.read(source, **values)
+    return values
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from esp_medsam_app.commands.runtime import BundleOption, Screen
+from esp_medsam_app.commands.runtime import BundleOption, Screen, checked_prompt
 from esp_medsam_app.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,18 +96,77 @@ def register(app: typer.Typer) -> None:
             return
         if modality is not None or number is not None or as_json:
             raise InputError("--modality, --number and --json go with --versions")
-        from esp_medsam_app.weights import load_bundle
+        from esp_medsam_app.weights.bundle import load_any_bundle
 
-        _show_bundle(load_bundle(bundle))
+        _show_bundle(load_any_bundle(bundle))
 
     @group.command()
     def verify(bundle: BundleOption = None) -> None:
         """Compare every weight file, the backbone's too, with its SHA-256."""
-        from esp_medsam_app.weights import load_bundle
+        from esp_medsam_app.weights.bundle import load_any_bundle
 
-        loaded = load_bundle(bundle)
+        loaded = load_any_bundle(bundle)
         loaded.verify()
         Screen().say(f"{loaded.path}: {len(loaded.description.files)} files and backbone are whole")
+
+    @group.command()
+    def pull(
+        name: Annotated[
+            str, typer.Argument(metavar="NAME", help="sam_vit_b, sam_vit_l or sam_vit_h.")
+        ],
+        source: Annotated[
+            str | None,
+            typer.Option(metavar="URL", help="Folder of a mirror; the authors' by default."),
+        ] = None,
+    ) -> None:
+        """Fetch one of SAM's encoders (0.4, 1.2, 2.6 GB) and verify it; kept in the cache folder.
+
+        Nothing else in this program fetches anything. ESP_MEDSAM_CACHE names another folder.
+        """
+        from esp_medsam_app.weights.sam_downloads import OFFICIAL, get_release
+        from esp_medsam_app.weights.sam_downloads import pull as fetch
+
+        release = get_release(name)
+        screen = Screen()
+        with screen.progress as bars:
+            bar = bars.add_task(release.file, total=None)
+            path = fetch(
+                release,
+                source=source or OFFICIAL,
+                on_bytes=lambda done, total: bars.update(bar, completed=done, total=total or None),
+            )
+        screen.say(f"{name}: {path}")
+
+    @group.command("import-desam")
+    def import_desam(
+        checkpoint: Annotated[
+            Path, typer.Argument(metavar="FILE", help="That DeSAM's own training wrote.")
+        ],
+        output: Annotated[
+            Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle; made if new.")
+        ],
+        modality: Annotated[
+            str,
+            typer.Option(
+                "--modality",
+                "-m",
+                metavar="NAME|FILE",
+                help="What it was trained on: of the catalogue, or a YAML file. One label.",
+            ),
+        ],
+        prompt: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="It was trained with: whole_box or grid_points."),
+        ] = None,
+    ) -> None:
+        """Make a bundle of a checkpoint of DeSAM's authors; it stands on one of SAM's encoders."""
+        from esp_medsam_app.modalities import get_modality, read_modality
+        from esp_medsam_app.weights.official_desam import official_bundle
+
+        own = modality.endswith((".yaml", ".yml"))
+        known = read_modality(Path(modality)) if own else get_modality(modality)
+        bundle = official_bundle(checkpoint, output, known, checked_prompt(prompt))
+        Screen().say(f"wrote {bundle.path}: {known.name} on {bundle.description.backbone.name}")
 
     @group.command()
     def card(
@@ -121,11 +180,10 @@ def register(app: typer.Typer) -> None:
         split: Annotated[str, typer.Option(help="Which split the reports are about.")] = "val",
     ) -> None:
         """Keep scores in bundle.json and write the model card beside it."""
-        from esp_medsam_app.weights import load_bundle
-        from esp_medsam_app.weights.bundle import save_description
+        from esp_medsam_app.weights.bundle import load_any_bundle, save_description
         from esp_medsam_app.weights.model_card import CARD, record_scores, render_card
 
-        loaded = load_bundle(bundle)
+        loaded = load_any_bundle(bundle)
         for file in report or []:
             try:
                 loaded = record_scores(loaded, json.loads(file.read_text("utf-8")), split)
@@ -153,7 +211,7 @@ def _show_bundle(loaded: Bundle) -> None:
 
 def _opened(versions: Path, bundle: Path | None) -> VersionStore:
     """The versions of a bundle. Raises InputError where there is no such folder."""
-    from esp_medsam_app.weights import load_bundle
+    from esp_medsam_app.weights.bundle import load_any_bundle
     from esp_medsam_app.weights.versions import open_versions
 
     if not versions.is_dir():
@@ -162,7 +220,7 @@ def _opened(versions: Path, bundle: Path | None) -> VersionStore:
             path=versions,
             remedy="A server makes it at the first training: model/versions in its app's folder",
         )
-    return open_versions(versions, load_bundle(bundle))
+    return open_versions(versions, load_any_bundle(bundle))
 
 
 def _versions_table(found: list[dict[str, Any]], title: str) -> Table:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError
@@ -72,6 +72,16 @@ class Segmenter:
             self._fast = FastNetwork(self._network, self.dtype)
         self._classifier: ModalityClassifier | None = None
         self._turn = threading.Lock()
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The shared backbone, for another model on the same one; `turn` is to be taken then."""
+        return self._network.encoder
+
+    @property
+    def turn(self) -> threading.Lock:
+        """Held by whoever computes on the device."""
+        return self._turn
 
     def with_bundle(self, bundle: Bundle) -> Segmenter:
         """A segmenter of the same bundle with other versions of some modalities.

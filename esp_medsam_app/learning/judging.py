@@ -12,19 +12,21 @@ from esp_medsam_app.evaluation.pairs import CasePair, read_pair
 from esp_medsam_app.inference.device import autocast
 from esp_medsam_app.inference.slicewise import batch_size_for, segment_slicewise
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks import DeSam, EspMedSam
 
 Judged = Callable[[int, int], None]
+Masks = Callable[[EspMedSam | DeSam, Tensor], Tensor]
 
 
 def judge(
-    network: EspMedSam,
+    network: EspMedSam | DeSam,
     modality: Modality,
     pairs: Sequence[CasePair],
     *,
     tile: int,
     device: torch.device,
     on_case: Judged = lambda done, total: None,
+    masks: Masks | None = None,
 ) -> dict[str, float]:
     """Dice of whole cases by name, the mean of the labels; 1 for a label that is absent from both.
 
@@ -35,6 +37,7 @@ def judge(
         tile: side of the network's input, pixels.
         device: where to compute.
         on_case: called with cases done and cases in all.
+        masks: network and tiles on the device to mask logits; ESP-MedSAM's way by default.
 
     Raises:
         InputError: a case that cannot be used.
@@ -43,6 +46,8 @@ def judge(
 
     def run(tiles: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(device):
+            if masks is not None:
+                return masks(network, tiles.to(device)).float()
             return network(tiles.to(device), modality.name).mask_logits.float()
 
     found = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,13 +13,13 @@ from torch.utils.data import Dataset
 
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast
-from esp_medsam_app.inference.preprocessing import Tiling
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.training.canvases import CanvasStore
 from esp_medsam_app.training.inputs import features_of, make_views
 from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.slice_tiles import SliceTiles
 from esp_medsam_app.training.sources import compute_once, read_computed
 from esp_medsam_app.training.surroundings import Surroundings
 
@@ -80,7 +79,7 @@ def training_material(
     views = make_views({modality.name: pairs}, [modality], recipe, tile, place)
     features, _ = features_of(network, views, recipe, place)[modality.name]
     folder = place.work / f"features_{recipe.cached_stage}" / modality.name
-    return _with_cases(folder, [views[modality.name].case(i) for i in range(len(features))])
+    return with_cases(folder, [views[modality.name].case(i) for i in range(len(features))])
 
 
 def held_out_material(
@@ -110,7 +109,7 @@ def held_out_material(
         limit_bytes=place.slice_bytes,
         report=place.counting(f"held-out slices {modality.name}"),
     )
-    tiles = _Tiles(store, modality, tile)
+    tiles = SliceTiles(store, modality, tile, most=HELD_OUT_TILES)
     encoder = network.encoder
     assert isinstance(encoder, TinyViT)
     device = torch.device(place.device)
@@ -130,50 +129,10 @@ def held_out_material(
         compute,
         place.counting(f"held-out features {modality.name}"),
     )
-    return _with_cases(folder, tiles.cases)
+    return with_cases(folder, tiles.cases)
 
 
-def _with_cases(folder: Path, cases: Sequence[int]) -> Path:
+def with_cases(folder: Path, cases: Sequence[int]) -> Path:
+    """The folder, with the case of each item written down in it."""
     (folder / _CASES).write_text(json.dumps(list(cases)), encoding="utf-8")
     return folder
-
-
-class _Tiles:
-    """Tiles of a store's slices, unchanged."""
-
-    def __init__(self, store: CanvasStore, modality: Modality, tile: int) -> None:
-        self.store = store
-        self.modality = modality
-        self.tile = tile
-
-    @cached_property
-    def _places(self) -> list[tuple[int, int, tuple[int, int]]]:
-        """Case, slice and origin of the chosen tiles."""
-        found = []
-        for case, (labelled, empty) in enumerate(self.store.by_case):
-            for number in sorted(labelled + empty):
-                _, labels = self.store.read(number)
-                found += [(case, number, origin) for origin in self._tiling(labels).origins]
-        if len(found) <= HELD_OUT_TILES:
-            return found
-        chosen = torch.linspace(0, len(found) - 1, HELD_OUT_TILES).round().int().tolist()
-        return [found[place] for place in chosen]
-
-    @property
-    def cases(self) -> list[int]:
-        return [case for case, _, _ in self._places]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        _, number, origin = self._places[item]
-        image, labels = self.store.read(number)
-        tiling = self._tiling(labels)
-        canvas = tiling.scale(image.unsqueeze(0))
-        truth = tiling.scale_labels(labels.unsqueeze(0))
-        return tiling.cut(canvas, origin)[0].clamp(0, 1), tiling.cut(truth, origin)[0]
-
-    def _tiling(self, labels: Tensor) -> Tiling:
-        height, width = labels.shape
-        return Tiling(height, width, self.tile, self.modality.tiles)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+from esp_medsam_app.networks.features import Features, InnerMap
 from esp_medsam_app.networks.modality_controller import (
     BlockController,
     ModalityController,
@@ -241,9 +242,32 @@ class TinyViT(nn.Module):
         """The rest of the forward pass from the features that enter `stage`."""
         return self.neck(self._run(features, stage, len(self.layers), controller))
 
+    @property
+    def inner_maps(self) -> tuple[InnerMap, InnerMap, InnerMap]:
+        """Shapes of the maps that `features` shows: stages 1 to 3, before their merging."""
+        return (InnerMap(DIMS[1], 2), InnerMap(DIMS[2]), InnerMap(DIMS[3]))
+
+    def features(self, image: Tensor) -> Features:
+        """The embedding without a controller, and what stages 1 to 3 give on their own grids.
+
+        Raises:
+            ValueError: the size leaves no whole grid.
+        """
+        inner: list[Tensor] = []
+        x = self.encode_until(image, 1)
+        embedding = self.neck(self._run(x, 1, len(self.layers), None, inner))
+        shallow, middle, deep = inner
+        return Features((shallow, middle, deep), embedding)
+
     def _run(
-        self, x: Tensor, first: int, end: int, controller: ModalityController | None
+        self,
+        x: Tensor,
+        first: int,
+        end: int,
+        controller: ModalityController | None,
+        shown: list[Tensor] | None = None,
     ) -> Tensor:
+        """Stages `first` to `end` - 1; what each gives before its merging goes to `shown`."""
         block_index = sum(DEPTHS[1:first]) if first else 0
         for stage in self.layers[first:end]:
             assert isinstance(stage, Stage)
@@ -253,6 +277,8 @@ class TinyViT(nn.Module):
                     block_index += 1
                 else:
                     x = block(x)
+            if shown is not None:
+                shown.append(x)
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return x

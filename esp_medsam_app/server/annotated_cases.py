@@ -19,7 +19,7 @@ from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.pairs import CasePair, read_pair
 from esp_medsam_app.evaluation.splits import patient_of
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.conf import desam_model_name, model_name
 from esp_medsam_app.server.originals import original
 from esp_medsam_app.server.submitted_labels import (
     match_name,
@@ -67,15 +67,16 @@ def annotated_cases(
         models: names of all models of single modalities.
         pattern: finds the patient in an image's file name, see `patient_of`.
     """
-    own = model_name(modality.name)
+    # an annotation is of its structure, whichever family of models drafted it
+    own = {model_name(modality.name), desam_model_name(modality.name)}
     found = []
     for image_id in sorted(datastore.get_labeled_images()):
         info = datastore.get_label_info(image_id, FINAL)
         names = stored_names(info)
         matched = {value: match_name(name, modality.labels) for value, name in names.items()}
         told = told_modality(info)
-        if info.get("model") in models:
-            if info["model"] != own:
+        if info.get("model") in own.union(models):
+            if info["model"] not in own:
                 continue
         elif told is not None and model_name(told) in models:
             if told != modality.name:

@@ -96,10 +96,11 @@ class EspMedSamApp(MONAILabelApp):
     @cached_property
     def _configs(self) -> list[TaskConfig]:
         """The families of models, with their weights found and their options read."""
-        configs = []
+        configs: list[TaskConfig] = []
         for name, family in self.families.items():
             config = family()
-            config.init(name, str(Path(self.app_dir) / "model"), self.conf, None)
+            model = str(Path(self.app_dir) / "model")
+            config.init(name, model, self.conf, None, beside=tuple(configs))
             configs.append(config)
         return configs
 

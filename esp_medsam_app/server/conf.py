@@ -15,6 +15,7 @@ from esp_medsam_app.evaluation.splits import patient_pattern
 from esp_medsam_app.modalities import Modality, read_modality
 
 MODEL_PREFIX = "esp_medsam_"
+DESAM_PREFIX = "desam_"
 # the model that reads the modality from the image
 AUTO_MODEL = "esp_medsam"
 
@@ -29,9 +30,12 @@ class AppConf(BaseModel):
 
     Attributes:
         models: `all`, or names separated by commas; with or without `esp_medsam_` in front.
-            `auto` or `esp_medsam`: the one that reads the modality from the image.
+            `auto` or `esp_medsam`: the one that reads the modality from the image. `desam_*` are
+            DeSAM's: `all` has those of its bundle, and one that is named here may be trained from
+            nothing.
         preload: load the weights at start-up rather than at the first request.
         bundle: folder of the weights; the starter bundle if empty.
+        desam: folder of DeSAM's weights; those of the package if empty, where there are some.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device if not given.
         modalities: folder of modalities that the bundle lacks, a YAML file each, as those of the
@@ -49,6 +53,7 @@ class AppConf(BaseModel):
     models: str = "all"
     preload: bool = False
     bundle: Path | None = None
+    desam: Path | None = None
     device: str = "auto"
     batch_size: int | None = Field(default=None, ge=1)
     modalities: Path | None = None
@@ -66,7 +71,9 @@ class AppConf(BaseModel):
         except InputError as error:
             raise ValueError(str(error)) from None
 
-    @field_validator("bundle", "batch_size", "modalities", "versions", "log_level", mode="before")
+    @field_validator(
+        "bundle", "desam", "batch_size", "modalities", "versions", "log_level", mode="before"
+    )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return value or None
@@ -96,6 +103,17 @@ class AppConf(BaseModel):
 def model_name(modality: str) -> str:
     """What the model of a modality is called in the viewers."""
     return MODEL_PREFIX + modality
+
+
+def desam_model_name(modality: str) -> str:
+    """What DeSAM's model of a modality is called in the viewers."""
+    return DESAM_PREFIX + modality
+
+
+def named_desam(models: str) -> list[str]:
+    """Modalities whose DeSAM model a `models` option names."""
+    names = [name.strip() for name in models.split(",")]
+    return [name.removeprefix(DESAM_PREFIX) for name in names if name.startswith(DESAM_PREFIX)]
 
 
 def model_names(modalities: Iterable[str], added: Iterable[str] = ()) -> list[str]:

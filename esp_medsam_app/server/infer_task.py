@@ -40,12 +40,21 @@ class EspMedSamInferTask(InferTask):
         segmenters: shared by the tasks of all modalities.
     """
 
-    def __init__(self, modality: Modality, segmenters: SharedSegmenter) -> None:
+    # whether its segmenter can tell how sure it is, for active learning
+    assesses = True
+
+    def __init__(
+        self,
+        modality: Modality,
+        segmenters: SharedSegmenter,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=dict(modality.labels),
             dimension=modality.dimension,
             description=f"{modality.title}. {modality.description}",
+            config=config,
         )
         self.modality = modality
         self.segmenters = segmenters
@@ -78,7 +87,7 @@ class EspMedSamInferTask(InferTask):
                 remedy="Ask for .nrrd, .nii.gz or .nii",
             )
         with clock.measure("infer"):
-            segmenter = self.segmenters.get(options.device)
+            segmenter = self.prompted(self.segmenters.get(options.device), request)
             labels, told = self.segment(segmenter, image)
         with clock.measure("post"):
             if dropped:
@@ -103,6 +112,11 @@ class EspMedSamInferTask(InferTask):
             **told,
         }
 
+    def prompted(self, segmenter: Segmenter, request: Mapping[str, Any]) -> Segmenter:
+        """The segmenter as a request wants it prompted, in a family of models that is prompted."""
+        del request
+        return segmenter
+
     def serving(self, modality: str) -> int:
         """Which version of a modality's weights serves; 0: the bundle's own."""
         store = self.segmenters.versions
@@ -118,6 +132,11 @@ class EspMedSamInferTask(InferTask):
 
 class AddedInferTask(EspMedSamInferTask):
     """The task of a modality that the bundle lacks: it segments from its first training on."""
+
+    @property
+    def model(self) -> str:
+        """What viewers call it."""
+        return model_name(self.modality.name)
 
     def info(self) -> dict[str, Any]:
         """What viewers read; the description tells whether there is something to run yet."""
@@ -136,7 +155,7 @@ class AddedInferTask(EspMedSamInferTask):
             InputError: the modality was not trained yet, or for other labels.
         """
         if self.modality.name not in segmenter.bundle.modalities:
-            model = model_name(self.modality.name)
+            model = self.model
             raise InputError(
                 f"{model} is not trained yet",
                 remedy=f"Submit labels of {', '.join(self.modality.labels)} and train {model}",

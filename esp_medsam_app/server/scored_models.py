@@ -38,7 +38,11 @@ class ScoredModels:
     """
 
     def __init__(self, tasks: Mapping[str, InferTask]) -> None:
-        ours = [task for task in tasks.values() if isinstance(task, EspMedSamInferTask)]
+        ours = [
+            task
+            for task in tasks.values()
+            if isinstance(task, EspMedSamInferTask) and task.assesses
+        ]
         single = [task for task in ours if not isinstance(task, AutoInferTask)]
         self.modalities: dict[str, Modality] = {
             task.modality.name: task.modality for task in single

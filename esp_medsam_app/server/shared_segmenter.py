@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,10 +18,11 @@ from esp_medsam_app.weights.versions import Stamp, VersionStore
 logger = logging.getLogger(__name__)
 
 
-class _Loaded(NamedTuple):
+class Loaded(NamedTuple):
     """What a device has in memory, and the state of the store that it comes from."""
 
-    segmenter: Segmenter
+    # DeSamSegmenter has the same methods, where tasks of DeSAM use them
+    segmenter: Any
     bundle: Bundle
     stamp: Stamp | None
 
@@ -51,7 +52,7 @@ class SharedSegmenter:
         self.versions = versions
         self.device = device
         self.batch_size = batch_size
-        self._loaded: dict[torch.device, _Loaded] = {}
+        self._loaded: dict[torch.device, Loaded] = {}
         self._loading = threading.Lock()
 
     def get(self, device: str = "auto") -> Segmenter:
@@ -78,17 +79,18 @@ class SharedSegmenter:
             elif loaded.stamp != stamp:
                 loaded = self._follow(loaded, stamp)
             self._loaded[place] = loaded
-            return loaded.segmenter
+            found: Segmenter = loaded.segmenter
+            return found
 
-    def _load(self, place: torch.device, stamp: Stamp | None) -> _Loaded:
+    def _load(self, place: torch.device, stamp: Stamp | None) -> Loaded:
         start = time.perf_counter()
         bundle = self.versions.bundle() if self.versions else self.bundle
         segmenter = Segmenter(bundle, device=str(place), batch_size=self.batch_size)
         seconds = time.perf_counter() - start
         logger.info("Loaded %s on %s in %.1f s", bundle.path, place, seconds)
-        return _Loaded(segmenter, bundle, stamp)
+        return Loaded(segmenter, bundle, stamp)
 
-    def _follow(self, loaded: _Loaded, stamp: Stamp | None) -> _Loaded:
+    def _follow(self, loaded: Loaded, stamp: Stamp | None) -> Loaded:
         """The same with what serves now; as it is, for another try, if that cannot be loaded."""
         assert self.versions is not None
         start = time.perf_counter()
@@ -103,7 +105,7 @@ class SharedSegmenter:
             before, now = (_number(some, name) for some in (loaded.bundle, bundle))
             if before != now:
                 logger.info("%s: version %d serves, %d did; %.2f s", name, now, before, seconds)
-        return _Loaded(segmenter, bundle, stamp)
+        return Loaded(segmenter, bundle, stamp)
 
 
 def _number(bundle: Bundle, modality: str) -> int:

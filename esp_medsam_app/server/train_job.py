@@ -6,14 +6,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
-from esp_medsam_app.learning.learner import ModalityLearner
+from esp_medsam_app.learning.learner import LearnerLoss, ModalityLearner
 from esp_medsam_app.learning.ledger import SplitLedger
-from esp_medsam_app.learning.material import held_out_material, training_material
+from esp_medsam_app.learning.material import Material, held_out_material, training_material
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.annotated_cases import AnnotatedCase
 from esp_medsam_app.server.train_options import TrainOptions
@@ -85,6 +87,39 @@ class TrainJob:
             add_fresh_modality(network, self.bundle.backbone, self.modality, seed=self.options.seed)
         return ModalityLearner(network, name, self.recipe.cached_stage, device)
 
+    def loss(self) -> nn.Module:
+        """Dice and focal loss of the masks, cross-entropy of SPPG's patches."""
+        return LearnerLoss(self.recipe)
+
+    def masks(self, network: Any, tiles: Tensor) -> Tensor:
+        """Mask logits of tiles, on the path that serves."""
+        logits: Tensor = network(tiles, self.modality.name).mask_logits
+        return logits
+
+    def prepared(self) -> TrainJob:
+        """The job with all that the frozen part has to do done, and kept on disk.
+
+        Raises:
+            InputError: a case that cannot be used.
+            WeightsError: the weights are missing or damaged.
+        """
+        network = self.learner(torch.device(self.device)).network
+        options: dict[str, Any] = {
+            "tile": self.tile,
+            "place": Surroundings(self.work, device=self.device),
+        }
+        material = training_material(network, self.modality, self.train, self.recipe, **options)
+        held_out = None
+        if self.validation:
+            held_out = held_out_material(
+                network, self.modality, self.validation, self.recipe, **options
+            )
+        return replace(self, material=material, held_out=held_out)
+
+    def read(self, folder: Path) -> Material:
+        """Material on disk."""
+        return Material.read(folder)
+
 
 def split_cases(
     cases: list[AnnotatedCase], ledger: Path, share: float
@@ -111,23 +146,3 @@ def split_cases(
         ", ".join(split.validation) or "none",
     )
     return [by_name[n] for n in split.train], [by_name[n] for n in split.validation]
-
-
-def with_material(job: TrainJob) -> TrainJob:
-    """The job with all that the frozen part has to do done, and kept on disk.
-
-    Raises:
-        InputError: a case that cannot be used.
-        WeightsError: the weights are missing or damaged.
-    """
-    network = job.learner(torch.device(job.device)).network
-    place = Surroundings(job.work, device=job.device)
-    material = training_material(
-        network, job.modality, job.train, job.recipe, tile=job.tile, place=place
-    )
-    held_out = None
-    if job.validation:
-        held_out = held_out_material(
-            network, job.modality, job.validation, job.recipe, tile=job.tile, place=place
-        )
-    return replace(job, material=material, held_out=held_out)

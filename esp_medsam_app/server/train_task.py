@@ -28,7 +28,7 @@ from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference.device import choose_device
 from esp_medsam_app.learning.case_dice import CaseDice, Output
 from esp_medsam_app.learning.judging import judge
-from esp_medsam_app.learning.learner import LearnerLoss, ModalityLearner
+from esp_medsam_app.learning.learner import ModalityLearner
 from esp_medsam_app.learning.material import Material
 from esp_medsam_app.learning.promotion import Decision, decide_promotion
 from esp_medsam_app.modalities import Modality
@@ -36,7 +36,7 @@ from esp_medsam_app.server.annotated_cases import annotated_cases, readable_case
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.train_failures import memory_explained
-from esp_medsam_app.server.train_job import LEDGER, TrainJob, split_cases, with_material
+from esp_medsam_app.server.train_job import LEDGER, TrainJob, split_cases
 from esp_medsam_app.server.train_options import TrainOptions
 from esp_medsam_app.server.train_progress import TrainProgress, told, write_stats
 from esp_medsam_app.server.train_tracking import Tracking
@@ -69,6 +69,8 @@ class EspMedSamTrainTask(BasicTrainTask):
         tracking: draw curves in MLflow unless a request says otherwise.
     """
 
+    job_type: type[TrainJob] = TrainJob
+
     def __init__(
         self,
         modality: Modality,
@@ -98,6 +100,15 @@ class EspMedSamTrainTask(BasicTrainTask):
             labels=dict(modality.labels),
             tracking="mlflow" if tracking else None,
         )
+
+    @property
+    def model(self) -> str:
+        """What viewers call it."""
+        return model_name(self.modality.name)
+
+    def recipe(self, options: TrainOptions, device: str, cases: int) -> Any:
+        """The numbers for so many annotated cases."""
+        return options.recipe(device, cases)
 
     def config(self) -> dict[str, Any]:
         """What viewers offer."""
@@ -144,7 +155,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         try:
             logger.info("Preparing %d views on %s", job.recipe.views, job.device)
             with memory_explained():
-                job = with_material(job)
+                job = job.prepared()
             if wait:
                 wait()
             stats = self._learned_and_judged(job, started)
@@ -164,7 +175,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         has_gpu = torch.cuda.is_available()
         request = {
             **options.model_dump(),
-            "model": model_name(self.modality.name),
+            "model": self.model,
             "name": job.work.name,
             "device": job.device,
             "val_batch_size": options.train_batch_size,
@@ -218,18 +229,16 @@ class EspMedSamTrainTask(BasicTrainTask):
         train, validation = split_cases(cases, self.folder / LEDGER, options.val_split)
         device = options.device if options.device != "auto" else self.device
         device = str(choose_device("auto" if device == "auto" else name_to_device(device)))
-        return TrainJob(
+        return self.job_type(
             modality=self.modality,
             bundle=self.versions.bundle(),
             options=options,
-            recipe=options.recipe(device, len(train)),
+            recipe=self.recipe(options, device, len(train)),
             device=device,
             work=work,
             train=train,
             validation=validation,
-            tracking=Tracking.wanted(
-                options, model_name(self.modality.name), work.name, self.folder.parent
-            ),
+            tracking=Tracking.wanted(options, self.model, work.name, self.folder.parent),
         )
 
     def _judged(self, job: TrainJob, started: float, learned: float) -> tuple[Version, Decision]:
@@ -242,7 +251,7 @@ class EspMedSamTrainTask(BasicTrainTask):
         learner.load_state_dict(state)
         round_modality(learner.network, self.modality.name)
         logger.info("Comparing with what serves on %d held-out cases", len(job.validation))
-        options: dict[str, Any] = {"tile": job.tile, "device": device}
+        options: dict[str, Any] = {"tile": job.tile, "device": device, "masks": job.masks}
         after = judge(learner.network, self.modality, job.validation, **options)
         before = dict.fromkeys(after, 0.0)
         if job.serves:
@@ -309,8 +318,8 @@ class EspMedSamTrainTask(BasicTrainTask):
         job = _job(context)
         assert job.material is not None
         if job.held_out is None:
-            return Material.read(job.material), []
-        return Material.read(job.material), Material.read(job.held_out)
+            return job.read(job.material), []
+        return job.read(job.material), job.read(job.held_out)
 
     def network(self, context: Context) -> ModalityLearner:
         """The modality's own parts on the frozen network."""
@@ -340,8 +349,8 @@ class EspMedSamTrainTask(BasicTrainTask):
         return torch.optim.AdamW(context.network.groups(recipe), weight_decay=recipe.weight_decay)
 
     def loss_function(self, context: Context) -> nn.Module:
-        """Dice and focal loss of the masks, cross-entropy of SPPG's patches."""
-        return LearnerLoss(_job(context).recipe)
+        """Of the family."""
+        return _job(context).loss()
 
     def lr_scheduler_handler(self, context: Context) -> LrScheduleHandler:
         """A warm-up, then half a cosine down to nothing, step by step."""
@@ -384,7 +393,7 @@ class EspMedSamTrainTask(BasicTrainTask):
 
         def update(engine: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with torch.no_grad():
-                masks, _ = engine.network(batch["image"].to(context.device))
+                masks = engine.network(batch["image"].to(context.device))[0]
             return {"pred": masks > 0, "label": batch["label"], "case": batch["case"]}
 
         return update

@@ -33,6 +33,26 @@ def make_views(
     Raises:
         InputError: a case that cannot be used.
     """
+    stores = prepare_stores(data, modalities, tile, place)
+    return {
+        modality.name: views_of_stores(
+            stores, modality, modalities, tile=tile, seed=recipe.seed, absent=recipe.absent
+        )
+        for modality in modalities
+    }
+
+
+def prepare_stores(
+    data: Mapping[str, Sequence[CasePair]],
+    modalities: Sequence[Modality],
+    tile: int,
+    place: Surroundings,
+) -> dict[str, CanvasStore]:
+    """The slices of each modality, on disk; the first process writes them for all.
+
+    Raises:
+        InputError: a case that cannot be used.
+    """
     stores = {}
     for modality in modalities:
         for turn in (place.processes.first, not place.processes.first):
@@ -46,22 +66,32 @@ def make_views(
                     report=place.counting(f"slices {modality.name}"),
                 )
             place.processes.wait()
-    return {
-        modality.name: TrainingViews(
-            stores[modality.name],
-            modality,
-            tile=tile,
-            seed=recipe.seed,
-            absent=recipe.absent,
-            foreign=[
-                stores[other.name]
-                for other in modalities
-                if not set(other.dicom_modalities) & set(modality.dicom_modalities)
-                and other is not modality
-            ],
-        )
-        for modality in modalities
-    }
+    return stores
+
+
+def views_of_stores(
+    stores: Mapping[str, CanvasStore],
+    modality: Modality,
+    modalities: Sequence[Modality],
+    *,
+    tile: int,
+    seed: int,
+    absent: float,
+) -> TrainingViews:
+    """Augmented views of a modality; slices of those from other devices count as foreign."""
+    return TrainingViews(
+        stores[modality.name],
+        modality,
+        tile=tile,
+        seed=seed,
+        absent=absent,
+        foreign=[
+            stores[other.name]
+            for other in modalities
+            if not set(other.dicom_modalities) & set(modality.dicom_modalities)
+            and other is not modality
+        ],
+    )
 
 
 def embed_from(network: EspMedSam, inputs: Tensor, stage: int, modality: str) -> Tensor:

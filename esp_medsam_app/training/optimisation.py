@@ -15,12 +15,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
-from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.recipe import Optimisation
 from esp_medsam_app.training.sources import Batch, BatchSource
 from esp_medsam_app.training.surroundings import Surroundings
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60.0
+# nnU-Net's, which DeSAM took over
+POLYNOMIAL = 0.9
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class _Average:
             parameter.copy_(value)
 
 
-def optimise(phase: Phase, recipe: Recipe, checkpoint: Checkpoint, place: Surroundings) -> None:
+def optimise(
+    phase: Phase, recipe: Optimisation, checkpoint: Checkpoint, place: Surroundings
+) -> None:
     """Run a phase to its end, from where its checkpoint stopped; nothing if that is its end.
 
     Afterwards the trained weights are the moving average, and no parameter needs a gradient.
@@ -184,7 +188,7 @@ def optimise(phase: Phase, recipe: Recipe, checkpoint: Checkpoint, place: Surrou
     place.processes.wait()
 
 
-def rate_of(step: int, steps: int, recipe: Recipe) -> float:
+def rate_of(step: int, steps: int, recipe: Optimisation) -> float:
     """The learning rate of a step relative to the highest: warm-up, then the schedule."""
     warm = min(recipe.warm_up, max(1, steps // 10))
     if step < warm:
@@ -192,6 +196,8 @@ def rate_of(step: int, steps: int, recipe: Recipe) -> float:
     past = (step - warm) / max(1, steps - warm)
     if recipe.schedule == "exponential":
         return recipe.exponential_end**past
+    if recipe.schedule == "polynomial":
+        return (1 - past) ** POLYNOMIAL
     return 0.5 * (1 + math.cos(math.pi * past))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import Self
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.training.losses import PixelLoss
@@ -15,15 +16,70 @@ from esp_medsam_app.training.losses import PixelLoss
 DEFAULT_RECIPE = "two_cores"
 
 
-class Recipe(BaseModel):
+class Optimisation(BaseModel):
+    """What every training has in common: seed, steps' size, rates' course.
+
+    Attributes:
+        seed: of everything random.
+        accumulate: batches of a step. Several processes share them: a multiple of their number.
+        weight_decay: of AdamW.
+        schedule: of the learning rates after a linear warm-up: half a cosine down to nothing,
+            exponential down to `exponential_end` of them, or a polynomial of power 0.9 down to
+            nothing.
+        warm_up: steps.
+        clip: largest norm of the gradient.
+        average: decay of the moving average of the weights (EMA), which is what a run gives; 0 for
+            the last weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folder: ClassVar[str] = "recipes"
+    seed: int = 0
+    accumulate: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["cosine", "exponential", "polynomial"] = "cosine"
+    exponential_end: float = Field(default=0.02, gt=0, le=1)
+    warm_up: int = Field(default=50, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    average: float = Field(default=0.99, ge=0, lt=1)
+
+    @classmethod
+    def read(cls, source: str | Path, **changes: Any) -> Self:
+        """A recipe of the package by name, or a YAML file, with some numbers changed.
+
+        Raises:
+            InputError: no such recipe, or an unknown or impossible number in it.
+        """
+        path = _folder(cls) / f"{source}.yaml"
+        if not path.is_file():
+            path = Path(source)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            return cls(**(content | changes))
+        except OSError as error:
+            raise InputError(
+                f"no such recipe ({error.strerror or error})",
+                path=path,
+                remedy=f"Give one of {', '.join(recipes(cls))} or a YAML file",
+            ) from error
+        except (yaml.YAMLError, TypeError) as error:
+            raise InputError(f"not a recipe in YAML ({error})", path=path) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"recipe: {where}: {first['msg']}", path=path) from error
+
+
+class Recipe(Optimisation):
     """Everything that decides a training run beside its data; written into the bundle.
 
     The run has two phases. First the shared decoder, SPPG and the queries learn, on embeddings that
     stay as they are. Then they and the controllers learn together. The backbone stays frozen
     throughout, its batch norm in evaluation mode.
 
+    Modalities take turns batch by batch.
+
     Attributes:
-        seed: of everything random.
         views: augmented views of each modality, which come again and again; none for fresh ones
             without end.
         cached_stage: encoder stage whose input is computed once for each view, 0 to 3 (0: the
@@ -34,26 +90,15 @@ class Recipe(BaseModel):
         decoder_batch: views of a batch in the first phase, all of one modality.
         joint_steps: optimiser steps of the second phase.
         joint_batch: views of a batch in the second phase, all of one modality.
-        accumulate: batches of a step; modalities take turns batch by batch. Several processes
-            share them: a multiple of their number.
         decoder_rate: learning rate of the decoder, which starts from released weights.
         joint_decoder_rate: the same in the second phase.
         fresh_rate: learning rate of SPPG and of the queries, which start fresh.
         controller_rate: learning rate of the controllers.
         encoder_rate: learning rate of the backbone, of a teacher alone: a student's is frozen.
-        weight_decay: of AdamW.
-        schedule: of the learning rates after a linear warm-up: half a cosine down to nothing, or
-            exponential down to `exponential_end` of them.
-        warm_up: steps.
-        clip: largest norm of the gradient.
-        average: decay of the moving average of the weights (EMA), which is what a run gives; 0 for
-            the last weights.
         pixel_loss: beside Dice.
         patch_weight: weight of SPPG's loss beside the mask loss.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    seed: int = 0
     views: int | None = Field(default=320, ge=1)
     cached_stage: int = Field(default=2, ge=0, le=3)
     absent: float = Field(default=0.12, ge=0, le=1)
@@ -61,49 +106,19 @@ class Recipe(BaseModel):
     decoder_batch: int = Field(default=4, ge=1)
     joint_steps: int = Field(default=1600, ge=0)
     joint_batch: int = Field(default=2, ge=1)
-    accumulate: int = Field(default=1, ge=1)
     decoder_rate: float = Field(default=3e-4, gt=0)
     joint_decoder_rate: float = Field(default=1e-4, gt=0)
     fresh_rate: float = Field(default=1e-3, gt=0)
     controller_rate: float = Field(default=5e-4, gt=0)
     encoder_rate: float = Field(default=1e-4, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    schedule: Literal["cosine", "exponential"] = "cosine"
-    exponential_end: float = Field(default=0.02, gt=0, le=1)
-    warm_up: int = Field(default=50, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    average: float = Field(default=0.99, ge=0, lt=1)
     pixel_loss: PixelLoss = "focal"
     patch_weight: float = Field(default=0.5, ge=0)
 
-    @classmethod
-    def read(cls, source: str | Path, **changes: Any) -> Recipe:
-        """A recipe of the package by name, or a YAML file, with some numbers changed.
 
-        Raises:
-            InputError: no such recipe, or an unknown or impossible number in it.
-        """
-        path = Path(str(resources.files("esp_medsam_app.training"))) / "recipes" / f"{source}.yaml"
-        if not path.is_file():
-            path = Path(source)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            return cls(**(content | changes))
-        except OSError as error:
-            raise InputError(
-                f"no such recipe ({error.strerror or error})",
-                path=path,
-                remedy=f"Give one of {', '.join(recipes())} or a YAML file",
-            ) from error
-        except (yaml.YAMLError, TypeError) as error:
-            raise InputError(f"not a recipe in YAML ({error})", path=path) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"recipe: {where}: {first['msg']}", path=path) from error
-
-
-def recipes() -> list[str]:
+def recipes(kind: type[Optimisation] = Recipe) -> list[str]:
     """Names of the recipes in the package."""
-    folder = Path(str(resources.files("esp_medsam_app.training"))) / "recipes"
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
+
+
+def _folder(kind: type[Optimisation]) -> Path:
+    return Path(str(resources.files("esp_medsam_app.training"))) / kind.folder

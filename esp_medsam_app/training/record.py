@@ -15,7 +15,7 @@ from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.networks.esp_medsam import WHOLE, Design
 from esp_medsam_app.training.datasets import DATASETS
-from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.recipe import Optimisation
 from esp_medsam_app.weights.bundle import Bundle
 
 RUN = "run.json"
@@ -24,12 +24,13 @@ _COMPUTED = ("checkpoint*", "features*", "embeddings*", "targets*")
 
 def claim_work(
     work: Path,
-    recipe: Recipe,
+    recipe: Optimisation,
     pairs: Mapping[str, Sequence[CasePair]],
     start: Bundle | None,
     design: Design = WHOLE,
     *,
     teacher: str | None = None,
+    encoder: str | None = None,
 ) -> None:
     """`claim` for a run on cases.
 
@@ -37,7 +38,7 @@ def claim_work(
         InputError: the folder holds another run, whose checkpoint would be taken for this one's.
     """
     run = {
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump(mode="json"),
         "cases": {
             modality: [str(case.image.resolve()) for case in cases]
             for modality, cases in pairs.items()
@@ -45,7 +46,8 @@ def claim_work(
         "start": start.description.files if start is not None else None,
         "design": asdict(design),
     }
-    claim(work, run if teacher is None else run | {"teacher": teacher})
+    others = {"teacher": teacher, "encoder": encoder}
+    claim(work, run | {key: value for key, value in others.items() if value is not None})
 
 
 def claim(work: Path, run: Mapping[str, Any]) -> None:
@@ -73,7 +75,7 @@ def claim(work: Path, run: Mapping[str, Any]) -> None:
 
 
 def describe(
-    recipe: Recipe,
+    recipe: Optimisation,
     pairs: Mapping[str, Sequence[CasePair]],
     folders: Mapping[str, Sequence[Path]],
     *,
@@ -84,7 +86,7 @@ def describe(
     Only the last two parts of a folder's path are kept: data set and split, not the machine.
     """
     return {
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump(mode="json"),
         "data": {
             modality: {
                 "cases": len(cases),

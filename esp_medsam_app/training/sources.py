@@ -29,11 +29,13 @@ class Batch(NamedTuple):
         modality: its name.
         inputs: images `[B, 3, S, S]`, or the features that stand for them.
         labels: uint8 `[B, S, S]`.
+        number: of the batch in its run.
     """
 
     modality: str
     inputs: Tensor
     labels: Tensor
+    number: int = 0
 
 
 class BatchSource(Protocol):
@@ -100,7 +102,7 @@ class FreshViews:
             generator=torch.Generator(),
         )
         for number, (images, labels) in zip(numbers, loader, strict=True):
-            yield Batch(self.turns.modality(number), images, labels)
+            yield Batch(self.turns.modality(number), images, labels, number)
 
 
 class _Numbered(Dataset[tuple[Tensor, Tensor]]):
@@ -139,7 +141,7 @@ class CachedFeatures:
             name = self.turns.modality(number)
             inputs, labels = self.features[name]
             chosen = torch.tensor(self.turns.indices(number))
-            yield Batch(name, inputs[chosen], labels[chosen])
+            yield Batch(name, inputs[chosen], labels[chosen], number)
 
 
 def compute_once(

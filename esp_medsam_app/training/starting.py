@@ -42,7 +42,7 @@ def new_network(
     """
     if encoder is None:
         encoder = load_encoder(backbone)
-    with _seeded(seed):
+    with seeded(seed):
         network = EspMedSam(encoder, design)
     decoder, prompt_encoder = starting_decoder(backbone)
     network.decoder.load_state_dict(decoder)
@@ -56,12 +56,13 @@ def add_fresh_modality(
     network: EspMedSam, backbone: Backbone, modality: Modality, *, seed: int = 0
 ) -> None:
     """Put an untrained modality beside those of a network: a neutral controller, fresh queries."""
-    with _seeded(seed + zlib.crc32(modality.name.encode())):
+    with seeded(seed + zlib.crc32(modality.name.encode())):
         network.add_modality(modality.name, starting_queries(backbone, len(modality.labels)))
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of a seed inside, as if nothing had happened outside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

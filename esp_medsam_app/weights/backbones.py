@@ -152,8 +152,8 @@ def load_encoder(backbone: Backbone) -> TinyViT:
         WeightsError: missing, damaged or unfit file.
     """
     encoder = TinyViT(backbone.stem_stride)
-    tensors = _verified(backbone)
-    load_strictly(encoder, _below(tensors, backbone.prefix), backbone.path())
+    tensors = verified(backbone)
+    load_strictly(encoder, below(tensors, backbone.prefix), backbone.path())
     return encoder.eval().requires_grad_(False)
 
 
@@ -165,25 +165,25 @@ def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, T
     Returns:
         State dicts of a `ModalityDecoder` and of SAM's prompt encoder.
     """
-    tensors = _verified(_with_decoder(backbone))
+    tensors = verified(_with_decoder(backbone))
     decoder = {
         f"transformer.{name}": tensor
-        for name, tensor in _below(tensors, "mask_decoder.transformer.").items()
+        for name, tensor in below(tensors, "mask_decoder.transformer.").items()
     } | {
         f"upscaling.{name}": tensor
-        for name, tensor in _below(tensors, "mask_decoder.output_upscaling.").items()
+        for name, tensor in below(tensors, "mask_decoder.output_upscaling.").items()
     }
-    prompt_encoder = _below(tensors, "prompt_encoder.")
+    prompt_encoder = below(tensors, "prompt_encoder.")
     return decoder, prompt_encoder
 
 
 def starting_queries(backbone: Backbone, count: int) -> ModalityQueries:
     """Fresh queries for `count` labels, started from the backbone's own mask tokens and MLP."""
-    tensors = _verified(_with_decoder(backbone))
+    tensors = verified(_with_decoder(backbone))
     queries = ModalityQueries(count)
     tokens = tensors["mask_decoder.mask_tokens.weight"]
     queries.tokens.weight.data.copy_(tokens[[index % len(tokens) for index in range(count)]])
-    queries.mlp.load_state_dict(_below(tensors, "mask_decoder.output_hypernetworks_mlps.0."))
+    queries.mlp.load_state_dict(below(tensors, "mask_decoder.output_hypernetworks_mlps.0."))
     return queries
 
 
@@ -191,13 +191,14 @@ def _with_decoder(backbone: Backbone) -> Backbone:
     return backbone if backbone.package is not None else LITE_MEDSAM
 
 
-def _verified(backbone: Backbone) -> dict[str, Tensor]:
+def verified(backbone: Backbone) -> dict[str, Tensor]:
+    """All tensors of a backbone's file, which is checked first. Raises WeightsError."""
     path = backbone.path()
     check_sha256(path, backbone.sha256)
     return read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under a prefix, without the prefix and without the unused class head."""
     return {
         name.removeprefix(prefix): tensor

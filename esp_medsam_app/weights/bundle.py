@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks import DeSam, EspMedSam
 from esp_medsam_app.networks.esp_medsam import WHOLE, Design
 from esp_medsam_app.networks.modality_decoder import ModalityQueries
 from esp_medsam_app.weights.backbones import Backbone, get_backbone, load_encoder, own_backbone
@@ -45,6 +45,8 @@ from esp_medsam_app.weights.modality_classifier import ClassifierDescription
 DESCRIPTION = "bundle.json"
 DECODER = "decoder.safetensors"
 OWN_BACKBONE = "backbone.safetensors"
+# what `bundle.json` of the other family of models says it is
+DESAM = "desam"
 # 2: experts are compacted; designs and backbones of one's own
 SCHEMA_VERSION = 2
 
@@ -151,6 +153,25 @@ class Bundle:
         return self.path / name
 
     @property
+    def family(self) -> str:
+        """Of models: `esp_medsam` or `desam`."""
+        return "esp_medsam"
+
+    @property
+    def origin(self) -> str:
+        """Where the backbone comes from, with its licence."""
+        return f"{self.backbone.origin} ({self.backbone.licence})"
+
+    def modality_file(self, name: str) -> str:
+        """Path of what a modality owns, inside the bundle."""
+        return controller_file(name)
+
+    @property
+    def shared_file(self) -> str:
+        """Path of what its modalities share beside the encoder, inside the bundle."""
+        return DECODER
+
+    @property
     def backbone(self) -> Backbone:
         """The released backbone, or the one in the bundle.
 
@@ -240,6 +261,10 @@ class _Owned(nn.Module):
         self.queries = network.queries[name]
 
 
+def _owned(network: EspMedSam | DeSam, name: str) -> nn.Module:
+    return network.decoder(name) if isinstance(network, DeSam) else _Owned(network, name)
+
+
 def controller_file(modality: str) -> str:
     """Path of a modality's file inside a bundle."""
     return f"controllers/{modality}.safetensors"
@@ -251,7 +276,23 @@ def starter_bundle_path() -> Path:
 
 
 def load_bundle(path: str | Path | None = None) -> Bundle:
-    """Read a bundle's description; the starter bundle by default.
+    """Read the description of a bundle of ESP-MedSAM; the starter bundle by default.
+
+    Raises:
+        WeightsError: as `load_any_bundle`, or the bundle is DeSAM's.
+    """
+    bundle = load_any_bundle(path)
+    if bundle.family == DESAM:
+        raise WeightsError(
+            "this is a bundle of DeSAM, not of ESP-MedSAM",
+            path=bundle.path,
+            remedy="Give a folder that `esp-medsam train` wrote without --model desam",
+        )
+    return bundle
+
+
+def load_any_bundle(path: str | Path | None = None) -> Bundle:
+    """Read a bundle's description, a `DeSamBundle` if it is one; the starter bundle by default.
 
     Raises:
         WeightsError: no such folder, no or unreadable `bundle.json`, or a newer schema.
@@ -281,6 +322,11 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
             remedy="Update esp-medsam-app",
         )
     try:
+        if isinstance(content, dict) and content.get("model") == DESAM:
+            # it builds on this module
+            from esp_medsam_app.weights.desam_bundle import DeSamBundle, DeSamDescription
+
+            return DeSamBundle(folder, DeSamDescription.model_validate(content))
         return Bundle(folder, BundleDescription.model_validate(content))
     except ValidationError as error:
         first = error.errors()[0]
@@ -305,7 +351,7 @@ def save_bundle(
     folder = Path(path)
     (folder / "controllers").mkdir(parents=True, exist_ok=True)
     modalities = list(modalities)
-    (folder / DECODER).write_bytes(save(_stored(_Shared(network).state_dict())))
+    (folder / DECODER).write_bytes(save(stored(_Shared(network).state_dict())))
     files = [DECODER]
     for modality in modalities:
         files.append(controller_file(modality.name))
@@ -341,18 +387,18 @@ def load_owned(network: EspMedSam, modality: Modality, path: Path) -> None:
     load_strictly(_Owned(network, modality.name), read_safetensors(path), path)
 
 
-def save_modality(path: Path, network: EspMedSam, name: str) -> None:
+def save_modality(path: Path, network: EspMedSam | DeSam, name: str) -> None:
     """Write what one modality of a network owns; `Bundle.load_modality` reads such files."""
-    path.write_bytes(save(_stored(_Owned(network, name).state_dict())))
+    path.write_bytes(save(stored(_owned(network, name).state_dict())))
 
 
-def round_modality(network: EspMedSam, name: str) -> None:
+def round_modality(network: EspMedSam | DeSam, name: str) -> None:
     """Give what a modality owns the values that it would have when read from its file.
 
     What is judged afterwards is what will be served.
     """
-    owned = _Owned(network, name)
-    owned.load_state_dict(restore(_stored(owned.state_dict())))
+    owned = _owned(network, name)
+    owned.load_state_dict(restore(stored(owned.state_dict())))
 
 
 def save_encoder(folder: Path, encoder: nn.Module, like: Backbone, *, name: str) -> Backbone:
@@ -385,13 +431,14 @@ def save_description(bundle: Bundle) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    stored = {}
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they are written: in float16, experts in 8 bits."""
+    written = {}
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu()
         if name.endswith(_COMPACTED):
-            stored[name], stored[name + SCALE] = compact(plain)
+            written[name], written[name + SCALE] = compact(plain)
         else:
             keep = name.endswith(_FULL_PRECISION)
-            stored[name] = plain.to(torch.float32 if keep else torch.float16).contiguous()
-    return stored
+            written[name] = plain.to(torch.float32 if keep else torch.float16).contiguous()
+    return written

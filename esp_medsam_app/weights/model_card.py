@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from esp_medsam_app.weights.bundle import Bundle
 
 CARD = "README.md"
+_PAPERS = {"esp_medsam": "ESP-MedSAM (arXiv 2407.14153)", "desam": "DeSAM (arXiv 2306.00499)"}
 
 
 def record_scores(bundle: Bundle, report: Mapping[str, Any], split: str) -> Bundle:
@@ -33,7 +35,7 @@ def record_scores(bundle: Bundle, report: Mapping[str, Any], split: str) -> Bund
     scores = dict(bundle.description.scores)
     scores[modality.name] = {**scores.get(modality.name, {}), split: figures}
     description = bundle.description.model_copy(update={"scores": scores})
-    return Bundle(bundle.path, description)
+    return replace(bundle, description=description)
 
 
 def scored(bundle: Bundle) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -47,14 +49,13 @@ def scored(bundle: Bundle) -> list[tuple[str, str, Mapping[str, Any]]]:
 
 def render_card(bundle: Bundle) -> str:
     """The model card as Markdown."""
-    backbone = bundle.backbone
     runs = bundle.description.training.get("runs", [])
     parts = [
         f"# Model card: {bundle.description.name}",
-        "Weights of ESP-MedSAM (arXiv 2407.14153) for prompt-free segmentation, trained by "
+        f"Weights of {_PAPERS[bundle.family]} for prompt-free segmentation, trained by "
         "`esp-medsam train`. This file is written by `esp-medsam weights card` from "
         "`bundle.json`.",
-        f"Backbone: {backbone.origin} ({backbone.licence}), frozen and unchanged. "
+        f"Backbone: {bundle.origin}, frozen and unchanged. "
         f"Input: {bundle.description.input_size} x {bundle.description.input_size}, RGB in "
         "[0, 1].",
         "Not a medical device. For research and for drafts that a person corrects.",
@@ -217,6 +218,8 @@ def _commands(bundle: Bundle) -> list[str]:
         words = [f"--data {folder}" for folder in score.get("data", [])]
         words += [f"--leave-out {case}" for case in score.get("left_out", [])]
         words += ["--baselines"] if score.get("models") else []
+        # the bundle of a command without one is ESP-MedSAM's
+        words += ["--bundle DIR"] if bundle.family != "esp_medsam" else []
         lines.append(f"esp-medsam evaluate {' '.join(words)} --modality {name}")
     return lines
 

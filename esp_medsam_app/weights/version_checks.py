@@ -6,13 +6,15 @@ from pathlib import Path
 
 from esp_medsam_app.errors import WeightsError
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks import DeSam, EspMedSam
 from esp_medsam_app.networks.modality_decoder import ModalityQueries
 from esp_medsam_app.weights.integrity import check_sha256
 from esp_medsam_app.weights.version_files import WEIGHTS, Shared, Version
 
 
-def check_network(network: EspMedSam, modality: Modality, expected: Modality | None) -> None:
+def check_network(
+    network: EspMedSam | DeSam, modality: Modality, expected: Modality | None
+) -> None:
     """Look that what a network owns of a modality can be kept as a version.
 
     Args:
@@ -23,13 +25,18 @@ def check_network(network: EspMedSam, modality: Modality, expected: Modality | N
     Raises:
         WeightsError: it cannot; says why.
     """
-    queries = network.queries[modality.name]
-    assert isinstance(queries, ModalityQueries)
     wrong = _other_labels(modality, expected)
-    if queries.decoded != len(modality.labels):
-        wrong = f"the network has {queries.decoded} queries for {len(modality.labels)} labels"
-    if not network.design.own_queries:
-        wrong = "the network's modalities share their queries, so that none has versions"
+    if isinstance(network, DeSam):
+        found = network.decoder(modality.name).labels
+        if found != len(modality.labels):
+            wrong = f"the network draws {found} masks for {len(modality.labels)} labels"
+    else:
+        queries = network.queries[modality.name]
+        assert isinstance(queries, ModalityQueries)
+        if queries.decoded != len(modality.labels):
+            wrong = f"the network has {queries.decoded} queries for {len(modality.labels)} labels"
+        if not network.design.own_queries:
+            wrong = "the network's modalities share their queries, so that none has versions"
     if wrong:
         raise WeightsError(f"{modality.name}: {wrong}")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.weights.bundle import Bundle, controller_file
+from esp_medsam_app.weights.bundle import Bundle
+from esp_medsam_app.weights.desam_bundle import DeSamBundle
 from esp_medsam_app.weights.version_files import WEIGHTS, Version, version_folder
 
 
@@ -37,9 +38,14 @@ class VersionedBundle(Bundle):
     def file(self, name: str) -> Path:
         """Where a file of the description lies."""
         for modality, version in self.versions.items():
-            if name == controller_file(modality):
+            if name == self.modality_file(modality):
                 return version_folder(self.store, modality, version.number) / WEIGHTS
         return self.base.file(name)
+
+
+@dataclass(frozen=True)
+class VersionedDeSamBundle(VersionedBundle, DeSamBundle):
+    """The same of DeSAM."""
 
 
 def with_versions(base: Bundle, store: Path, versions: Mapping[str, Version]) -> Bundle:
@@ -52,7 +58,7 @@ def with_versions(base: Bundle, store: Path, versions: Mapping[str, Version]) ->
         return base
     said = base.description
     trained = {name: version.modality for name, version in versions.items()}
-    sums = {controller_file(name): version.sha256 for name, version in versions.items()}
+    sums = {base.modality_file(name): version.sha256 for name, version in versions.items()}
     described = said.model_copy(
         update={
             "modalities": list({**base.modalities, **trained}.values()),
@@ -60,4 +66,5 @@ def with_versions(base: Bundle, store: Path, versions: Mapping[str, Version]) ->
             "scores": {name: kept for name, kept in said.scores.items() if name not in versions},
         }
     )
-    return VersionedBundle(base.path, described, base=base, store=store, versions=versions)
+    kind = VersionedDeSamBundle if isinstance(base, DeSamBundle) else VersionedBundle
+    return kind(base.path, described, base=base, store=store, versions=versions)

@@ -21,11 +21,9 @@ from typing import Any, Literal
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.modalities.modality import NAME
-from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.networks import DeSam, EspMedSam
 from esp_medsam_app.weights.bundle import (
-    DECODER,
     Bundle,
-    controller_file,
     save_modality,
     starter_bundle_path,
 )
@@ -82,7 +80,9 @@ class VersionStore:
     def shared(self) -> Shared:
         """The weights that versions of this bundle work with."""
         said = self.base.description
-        return Shared(backbone=said.backbone.sha256, decoder=said.files.get(DECODER, ""))
+        return Shared(
+            backbone=said.backbone.sha256, decoder=said.files.get(self.base.shared_file, "")
+        )
 
     def modalities(self) -> list[str]:
         """Names of the bundle's modalities, of those beside it, and of all that have versions."""
@@ -134,7 +134,7 @@ class VersionStore:
 
     def add(
         self,
-        network: EspMedSam,
+        network: EspMedSam | DeSam,
         modality: Modality,
         *,
         state: Literal["published", "kept_back"],
@@ -338,7 +338,7 @@ class VersionStore:
             number=0,
             modality=self.base.modalities[modality],
             reason="part of the bundle",
-            sha256=self.base.description.files.get(controller_file(modality), ""),
+            sha256=self.base.description.files.get(self.base.modality_file(modality), ""),
             shared=self.shared,
         )
 
@@ -362,7 +362,7 @@ def open_versions(
     a server with other weights for a while finds its own versions again.
     """
     if base.path != starter_bundle_path():
-        folder = folder / f"bundle-{base.description.files.get(DECODER, '')[:12]}"
+        folder = folder / f"bundle-{base.description.files.get(base.shared_file, '')[:12]}"
     return VersionStore(folder, base, added)
 
 

@@ -76,7 +76,7 @@ def picture(path: Path, value: int, pattern: int = 1, seed: int = 0) -> Path:
 def test_segment_reads_the_modality_of_each_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "make_segmenter", lambda *options: Reader())
+    monkeypatch.setattr(runtime, "make_segmenter", lambda *_, **__: Reader())
     clear, unclear = picture(tmp_path / "a.png", 200), picture(tmp_path / "b.png", 120)
     assert run("segment", clear, unclear, "-m", "auto", "-o", tmp_path / "out", "--overlay") == 2
     shown = capsys.readouterr()

@@ -42,7 +42,7 @@ class Reader:
 
 @pytest.fixture(autouse=True)
 def reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "make_segmenter", lambda *options: Reader())
+    monkeypatch.setattr(runtime, "make_segmenter", lambda *_, **__: Reader())
     monkeypatch.setenv("COLUMNS", "100")
 
 

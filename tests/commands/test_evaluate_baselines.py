@@ -66,7 +66,7 @@ class Boxed:
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "make_segmenter", lambda *options: Reader())
+    monkeypatch.setattr(runtime, "make_segmenter", lambda *_, **__: Reader())
     monkeypatch.setattr(box_prompt, "BoxPromptedSegmenter", Boxed)
     monkeypatch.setattr(unet, "FILTERS", (8, 16, 16))
     monkeypatch.setenv("COLUMNS", "80")
@@ -175,7 +175,7 @@ def test_as_many_views_as_the_bundle_by_default(
     assert run(*options) == 2
     assert "does not say how many views of 'blob'" in capsys.readouterr().err
     runs = [{"data": {"blob": {}}, "recipe": {"joint_steps": 3, "joint_batch": 4}}]
-    monkeypatch.setattr(runtime, "make_segmenter", lambda *_: Reader(runs))
+    monkeypatch.setattr(runtime, "make_segmenter", lambda *_, **__: Reader(runs))
     assert run(*options, "--json", tmp_path / "report.json") == 0
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["comparison"]["models"][3]["training"]["views"] == 12

@@ -42,7 +42,7 @@ class Threshold:
 
 @pytest.fixture(autouse=True)
 def thresholding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "make_segmenter", lambda *options: Threshold())
+    monkeypatch.setattr(runtime, "make_segmenter", lambda *_, **__: Threshold())
 
 
 def run(*arguments: str | Path) -> int:
@@ -201,7 +201,7 @@ def test_names_that_no_terminal_can_show(
 def test_errors_take_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*options: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise WeightsError("a library says:\nthis\n  and that", path="x.safetensors", remedy="Do")
 
     monkeypatch.setattr(runtime, "make_segmenter", fail)

@@ -26,6 +26,7 @@ from support.real_server import Served
 
 from esp_medsam_app.evaluation.metrics import score_mask
 from esp_medsam_app.server.auto_task import everything
+from esp_medsam_app.server.desam_bundles import desam_models
 from esp_medsam_app.weights import load_bundle
 
 pytestmark = pytest.mark.e2e
@@ -75,6 +76,9 @@ def test_info_is_what_the_viewers_rely_on(client: MONAILabelClient) -> None:
     assert info["labels"] == sorted(info["labels"])
     offered = {"esp_medsam": everything(MODALITIES.values())}
     offered |= {f"esp_medsam_{name}": modality for name, modality in sorted(MODALITIES.items())}
+    # those of the package's weights of DeSAM, where there are some
+    desam = {f"desam_{name}": modality for name, modality in MODALITIES.items()}
+    offered |= {name: desam[name] for name in desam_models(None, "all", {})}
     assert list(info["models"]) == list(offered)
     for name, model in info["models"].items():
         modality = offered[name]

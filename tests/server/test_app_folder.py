@@ -13,6 +13,7 @@ from support.bundles import bundle_of
 from support.fake_server import ORGANS, SPOTS
 
 from esp_medsam_app.errors import WeightsError
+from esp_medsam_app.server import desam_bundles
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.launch import app_folder
 
@@ -28,6 +29,8 @@ def my_app() -> type[EspMedSamApp]:
 def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    # whether or not the package has weights of DeSAM
+    monkeypatch.setattr(desam_bundles, "starter_desam_path", lambda: tmp_path / "none")
 
 
 def family(my_app: type[EspMedSamApp]) -> Any:
@@ -37,7 +40,7 @@ def family(my_app: type[EspMedSamApp]) -> Any:
 def test_monai_label_finds_my_app(my_app: type[EspMedSamApp]) -> None:
     assert my_app.__name__ == "MyApp"
     assert issubclass(my_app, EspMedSamApp)
-    assert list(my_app.families) == ["esp_medsam"]
+    assert list(my_app.families) == ["esp_medsam", "desam"]
 
 
 @pytest.mark.usefixtures("quiet")

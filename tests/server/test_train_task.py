@@ -22,6 +22,7 @@ from esp_medsam_app.learning.learner import ModalityLearner
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server import train_task, train_tracking
 from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.train_job import TrainJob
 from esp_medsam_app.server.train_task import EspMedSamTrainTask
 from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
@@ -120,7 +121,7 @@ def test_a_candidate_that_is_no_better_is_kept_back(
     ("place", "remedy"),
     [
         ((ModalityLearner, "forward"), "Set train_batch_size to 2"),
-        ((train_task, "with_material"), "set device to cpu"),
+        ((TrainJob, "prepared"), "set device to cpu"),
         ((train_task, "judge"), "set device to cpu"),
     ],
 )

@@ -1,0 +1,181 @@
+"""Bundles of DeSAM, the authors' checkpoints, and versions of a modality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from esp_medsam_app.errors import InputError, UnknownNameError, WeightsError
+from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks.desam import DeSam, DeSamDecoder
+from esp_medsam_app.networks.features import InnerMap
+from esp_medsam_app.training.desam_starting import add_fresh_decoder, new_desam
+from esp_medsam_app.weights import load_bundle
+from esp_medsam_app.weights.bundle import load_any_bundle
+from esp_medsam_app.weights.desam_bundle import (
+    PROMPT_ENCODER,
+    DeSamBundle,
+    decoder_file,
+    empty_desam,
+    load_desam,
+    save_desam,
+)
+from esp_medsam_app.weights.desam_prompts import MaskRules
+from esp_medsam_app.weights.official_desam import load_official_desam, official_bundle
+from esp_medsam_app.weights.versions import VersionStore
+
+ONE = Modality(name="one", title="One", description="", dimension=2, labels={"a": 1})
+TWO = Modality(name="two", title="Two", description="", dimension=3, labels={"b": 1, "c": 2})
+NEW = Modality(name="new", title="New", description="", dimension=2, labels={"d": 1})
+IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+ENCODER = "lite_medsam"
+
+
+@pytest.fixture(scope="module")
+def network() -> DeSam:
+    return new_desam(ENCODER, [ONE, TWO], seed=5).requires_grad_(False)
+
+
+@pytest.fixture
+def bundle(network: DeSam, tmp_path: Path) -> DeSamBundle:
+    rules = MaskRules(points_per_side=5)
+    return save_desam(
+        tmp_path / "bundle", network, [ONE, TWO], name="test", encoder=ENCODER, rules=rules
+    )
+
+
+def masks(network: DeSam, modality: str) -> torch.Tensor:
+    return network(network.encode(IMAGE), modality, network.whole_box()).mask_logits
+
+
+def test_round_trip(network: DeSam, bundle: DeSamBundle) -> None:
+    """What is read back draws what was written, within float16, and is known for what it is."""
+    again = load_any_bundle(bundle.path)
+    assert isinstance(again, DeSamBundle)
+    again.verify()
+    assert again.modalities == {"one": ONE, "two": TWO}
+    assert again.description.rules.points_per_side == 5
+    loaded = again.load_network()
+    for name in ("one", "two"):
+        expected, found = masks(network, name), masks(loaded, name)
+        assert (found - expected).norm() / expected.norm() < 0.02
+    sizes = [(bundle.path / decoder_file(name)).stat().st_size for name in ("one", "two")]
+    assert max(sizes) < 2.1 * sum(p.numel() for p in network.decoder("two").parameters())
+
+
+def test_fresh_decoders_start_from_the_released_transformer(network: DeSam) -> None:
+    first, second = network.decoder("one").prim, network.decoder("two").prim
+    assert torch.equal(first.iou_token.weight, second.iou_token.weight)
+    last = second.iou_prediction_head.layers[-1].weight
+    assert torch.equal(last[0], last[1])
+    assert torch.equal(last[0], first.iou_prediction_head.layers[-1].weight[0])
+
+
+@pytest.mark.parametrize("file", [PROMPT_ENCODER, decoder_file("two")])
+def test_damage_is_told(bundle: DeSamBundle, file: str) -> None:
+    path = bundle.path / file
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="damaged"):
+        load_desam(bundle.path).load_network()
+
+
+def test_the_other_familys_bundle_is_refused() -> None:
+    with pytest.raises(WeightsError, match="not of DeSAM"):
+        load_desam(load_bundle().path)
+
+
+def test_the_other_family_refuses_this_one(bundle: DeSamBundle) -> None:
+    with pytest.raises(WeightsError, match="of DeSAM"):
+        load_bundle(bundle.path)
+
+
+def test_versions_of_a_modality_serve(bundle: DeSamBundle, network: DeSam, tmp_path: Path) -> None:
+    store = VersionStore(tmp_path / "versions", bundle, {"new": NEW})
+    trained = network.sharing()
+    for modality in (ONE, NEW):
+        add_fresh_decoder(trained, ENCODER, modality, seed=9)
+        version = store.add(trained, modality, state="published", parent=None)
+        store.publish(modality.name, version.number)
+    before = DeSamSegmenter(bundle, device="cpu")
+    serving = store.bundle()
+    assert isinstance(serving, DeSamBundle)
+    after = before.with_bundle(serving)
+    assert after._network.encoder is before._network.encoder
+    assert after._network.decoder("two") is before._network.decoder("two")
+    assert (after.version("one"), after.version("two"), after.version("new")) == (1, 0, 1)
+    for name in ("one", "new"):
+        expected, found = masks(trained, name), masks(after._network, name)
+        assert (found - expected).norm() / expected.norm() < 0.02
+    assert before._network.modalities == ["one", "two"]
+
+
+def test_a_network_of_other_labels_is_no_version(bundle: DeSamBundle, network: DeSam) -> None:
+    store = VersionStore(bundle.path / "versions", bundle)
+    wrong = network.sharing()
+    wrong.add_modality("two", 1)
+    with pytest.raises(WeightsError, match="1 masks for 2 labels"):
+        store.add(wrong, TWO, state="published", parent=None)
+
+
+def test_an_empty_bundle_is_something_to_train_on(tmp_path: Path) -> None:
+    bundle = empty_desam(tmp_path)
+    assert load_desam(tmp_path).load_network().modalities == []
+    with pytest.raises(UnknownNameError):
+        bundle.modality("one")
+
+
+def test_one_encoder_serves_both_families(bundle: DeSamBundle) -> None:
+    ours = Segmenter(load_bundle(), device="cpu")
+    desam = DeSamSegmenter(bundle, beside=ours)
+    assert desam.shares_encoder_with(ours)
+    assert desam.prompted("grid_points").shares_encoder_with(ours)
+    assert ours.turn is desam._turn
+
+
+def test_a_prompt_that_was_not_trained_is_refused(network: DeSam, tmp_path: Path) -> None:
+    bundle = save_desam(
+        tmp_path, network, [ONE], name="", encoder=ENCODER, prompts=("grid_points",)
+    )
+    segmenter = DeSamSegmenter(bundle, device="cpu")
+    assert segmenter.mode == "grid_points"
+    with pytest.raises(InputError, match="grid_points"):
+        segmenter.prompted("whole_box")
+
+
+def authors_checkpoint(path: Path, width: int) -> Path:
+    """A file with the names of the authors', from a decoder of ours."""
+    inner = InnerMap(width)
+    decoder = DeSamDecoder((inner, inner, inner))
+    state = {}
+    for name, tensor in decoder.state_dict().items():
+        name = name.removeprefix("prim.").replace("pdmm.seg_output.", "pdmm.seg_outputs.1.")
+        if name.startswith("iou_prediction_head.layers.2."):
+            tensor = tensor.repeat(4, *[1] * (tensor.ndim - 1))
+        state[f"mask_decoder.{name.replace('pdmm.', 'pimm.')}"] = tensor
+    state["mask_decoder.pimm.seg_outputs.0.weight"] = torch.zeros(1, 128, 1, 1)
+    state["mask_decoder.output_upscaling.0.bias"] = torch.zeros(64)
+    state["image_encoder.pos_embed"] = torch.zeros(1)
+    prompt_encoder = DeSam(torch.nn.Linear(1, 1)).prompt_encoder.state_dict()
+    state |= {f"prompt_encoder.{name}": tensor for name, tensor in prompt_encoder.items()}
+    torch.save(state, path)
+    return path
+
+
+def test_the_authors_checkpoints_become_bundles(tmp_path: Path) -> None:
+    path = authors_checkpoint(tmp_path / "desam.pth", 1024)
+    assert load_official_desam(path).width == 1024
+    bundle = official_bundle(path, tmp_path / "bundle", ONE, "grid_points")
+    assert bundle.description.backbone.name == "sam_vit_l"
+    assert bundle.description.prompts == ("grid_points",)
+    with pytest.raises(InputError, match="2 labels"):
+        official_bundle(path, tmp_path / "bundle", TWO, None)
+
+
+def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="no DeSAM checkpoint"):
+        load_official_desam(tmp_path / "a.pth")
