@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from esp_medsam_app.commands import runtime
-from esp_medsam_app.commands.runtime import ModalityOption, Screen
+from esp_medsam_app.commands.runtime import KnownModalityOption, Screen
 from esp_medsam_app.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 def _register_check(group: typer.Typer) -> None:
     @group.command()
     def check(
-        modality: ModalityOption,
+        modality: KnownModalityOption,
         train: Annotated[
             list[Path],
             typer.Option("--train", metavar="DIR", help=f"To train on: {_FOLDER_HELP}"),
@@ -76,11 +76,11 @@ def _register_check(group: typer.Typer) -> None:
         """
         from esp_medsam_app.evaluation.data_check import check_data
         from esp_medsam_app.evaluation.splits import patient_pattern as compiled
-        from esp_medsam_app.modalities import get_modality
+        from esp_medsam_app.modalities import find_modality
 
         given = {"train": train, "val": val, "test": test, "unseen": unseen}
         folders = {split: paths for split, paths in given.items() if paths}
-        chosen = get_modality(modality)
+        chosen = find_modality(modality)
         pattern = None if patient_pattern is None else compiled(patient_pattern)
         if json is not None:
             _check_report_file(json)
@@ -110,7 +110,7 @@ def _register_split(group: typer.Typer) -> None:
             Path, typer.Argument(metavar="SOURCE", help="Holds images/ and labels/.")
         ],
         output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Made if new.")],
-        modality: ModalityOption,
+        modality: KnownModalityOption,
         share: Annotated[
             list[str],
             typer.Option(
@@ -131,11 +131,11 @@ def _register_split(group: typer.Typer) -> None:
         from esp_medsam_app.evaluation.pairs import check_references, find_pairs
         from esp_medsam_app.evaluation.split_folders import copy_split, plan_split
         from esp_medsam_app.evaluation.splits import patient_pattern as compiled
-        from esp_medsam_app.modalities import get_modality
+        from esp_medsam_app.modalities import find_modality
 
         shares = parse_shares(share)
         pattern = None if patient_pattern is None else compiled(patient_pattern)
-        chosen = get_modality(modality)
+        chosen = find_modality(modality)
         pairs = find_pairs([source])
         planned = plan_split(pairs, shares, pattern, seed)
         check_references(pairs, chosen)

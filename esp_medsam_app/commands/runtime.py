@@ -31,6 +31,15 @@ ModalityOption = Annotated[
     str,
     typer.Option("--modality", "-m", metavar="NAME", help="Entry of the catalogue, e.g. ct_liver."),
 ]
+KnownModalityOption = Annotated[
+    str,
+    typer.Option(
+        "--modality",
+        "-m",
+        metavar="NAME|FILE",
+        help="Entry of the catalogue, e.g. ct_liver, or a YAML file of your own.",
+    ),
+]
 BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="Weights to use instead of the starter bundle."),

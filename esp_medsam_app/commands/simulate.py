@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from esp_medsam_app.commands.runtime import BundleOption, ModalityOption, Screen
+from esp_medsam_app.commands.runtime import BundleOption, KnownModalityOption, Screen
 from esp_medsam_app.commands.training_options import (
     ChangesOption,
     DeviceOption,
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
         test: Annotated[
             list[Path], typer.Option("--test", metavar="DIR", help="To judge by, likewise.")
         ],
-        modality: ModalityOption,
+        modality: KnownModalityOption,
         strategies: Annotated[
             str, typer.Option("--strategies", help="Names, separated by commas.")
         ] = "random,uncertainty,diversity,hybrid",
@@ -89,11 +89,11 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.active_learning.strategies import STRATEGIES
         from esp_medsam_app.evaluation.pairs import check_references, find_pairs
         from esp_medsam_app.learning.simulation import Replay
-        from esp_medsam_app.modalities import get_modality
+        from esp_medsam_app.modalities import find_modality
         from esp_medsam_app.training.record import claim
         from esp_medsam_app.weights import load_bundle
 
-        chosen = get_modality(modality)
+        chosen = find_modality(modality)
         pool, judged = find_pairs(data), find_pairs(test)[:limit]
         for pairs in (pool, judged):
             check_references(pairs, chosen)

@@ -160,11 +160,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> None:
         """Make a bundle of a checkpoint of DeSAM's authors; it stands on one of SAM's encoders."""
-        from esp_medsam_app.modalities import get_modality, read_modality
+        from esp_medsam_app.modalities import find_modality
         from esp_medsam_app.weights.official_desam import official_bundle
 
-        own = modality.endswith((".yaml", ".yml"))
-        known = read_modality(Path(modality)) if own else get_modality(modality)
+        known = find_modality(modality)
         bundle = official_bundle(checkpoint, output, known, checked_prompt(prompt))
         Screen().say(f"wrote {bundle.path}: {known.name} on {bundle.description.backbone.name}")
 

@@ -54,6 +54,16 @@ def get_modality(name: str) -> Modality:
     return known[name]
 
 
+def find_modality(name: str) -> Modality:
+    """A modality of the catalogue by its name, or one's own by its YAML file.
+
+    Raises:
+        UnknownNameError: the catalogue has none of that name.
+        InputError: the file cannot be used.
+    """
+    return read_modality(Path(name)) if name.endswith((".yaml", ".yml")) else get_modality(name)
+
+
 def term_of(modality: Modality, label: str) -> Term:
     """Codes and colour of a label: its own, else the catalogue's, else those of any tissue.
 
