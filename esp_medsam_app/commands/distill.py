@@ -19,7 +19,6 @@ from esp_medsam_app.commands.training_options import (
     WorkersOption,
     WorkOption,
     find_cases,
-    parse_data,
     read_recipe,
     surroundings,
 )
@@ -158,8 +157,7 @@ def teacher(
         save_sam_teacher,
     )
 
-    folders = parse_data(data)
-    modalities, pairs = find_cases(folders, leave_out)
+    modalities, folders, pairs = find_cases(data, leave_out)
     numbers = read_recipe(recipe, changes, seed)
     encoder = None if sam is None else sam_teacher_encoder(sam, unit_input=unit_input)
     if encoder is not None and numbers.cached_stage:
@@ -222,10 +220,9 @@ def controllers(
     from esp_medsam_app.weights.backbones import LITE_MEDSAM, read_own_backbone
     from esp_medsam_app.weights.bundle import save_bundle
 
-    folders = parse_data(data)
+    modalities, folders, pairs = find_cases(data, leave_out)
     taught, known, whose = _read_teacher(teacher, sam)
     _check_known(folders, known, teacher)
-    modalities, pairs = find_cases(folders, leave_out)
     numbers = read_recipe(recipe, changes, seed)
     used = LITE_MEDSAM if backbone is None else read_own_backbone(backbone)
     claim_work(work, numbers, pairs, None, teacher=whose)

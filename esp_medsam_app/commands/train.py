@@ -20,7 +20,6 @@ from esp_medsam_app.commands.training_options import (
     WorkersOption,
     WorkOption,
     find_cases,
-    parse_data,
     read_recipe,
     surroundings,
 )
@@ -153,8 +152,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.weights.bundle import load_bundle, save_bundle
         from esp_medsam_app.weights.classifier_file import carry_over
 
-        folders = parse_data(data)
-        modalities, pairs = find_cases(folders, leave_out)
+        modalities, folders, pairs = find_cases(data, leave_out)
         numbers = read_recipe(recipe or "two_cores", changes, seed)
         old = load_bundle(start) if start is not None else None
         used = _backbone(backbone, old)

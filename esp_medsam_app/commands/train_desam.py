@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from esp_medsam_app.commands.runtime import Screen
 from esp_medsam_app.commands.training_options import (
     find_cases,
-    parse_data,
     recipe_changes,
     surroundings,
 )
@@ -55,8 +54,7 @@ def train_desam_bundle(options: DeSamTraining) -> None:
     from esp_medsam_app.weights.desam_bundle import load_desam, save_desam
     from esp_medsam_app.weights.desam_encoders import encoder_facts
 
-    folders = parse_data(options.data)
-    modalities, pairs = find_cases(folders, options.leave_out)
+    modalities, folders, pairs = find_cases(options.data, options.leave_out)
     changes = recipe_changes(options.changes, options.seed)
     recipe = DeSamRecipe.read(options.recipe or DEFAULT_RECIPE, **changes)
     old = load_desam(options.start) if options.start is not None else None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 import yaml
@@ -26,8 +26,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="MODALITY=DIR",
-        help="Training cases of a modality: DIR holds images/ and labels/ with equal stems. Give "
-        "it once for each modality and folder.",
+        help="Training cases of a modality, of the catalogue or a YAML file of your own: DIR holds "
+        "images/ and labels/ with equal stems. Give it once for each modality and folder.",
     ),
 ]
 WorkOption = Annotated[
@@ -103,26 +103,45 @@ def parse_data(options: list[str], flag: str = "--data") -> dict[str, list[Path]
     return folders
 
 
-def find_cases(
-    folders: Mapping[str, list[Path]],
-    leave_out: list[str] | None = None,
-) -> tuple[list[Modality], dict[str, list[CasePair]]]:
-    """Modalities and cases of `parse_data`'s folders; every label map is read once.
+class TrainingCases(NamedTuple):
+    """What to train on.
+
+    Attributes:
+        modalities: in the order given.
+        folders: where their cases are, by the modality's name.
+        pairs: their cases, likewise.
+    """
+
+    modalities: list[Modality]
+    folders: dict[str, list[Path]]
+    pairs: dict[str, list[CasePair]]
+
+
+def find_cases(data: list[str], leave_out: list[str] | None = None) -> TrainingCases:
+    """Modalities and cases of `--data`; every label map is read once.
 
     Raises:
         UnknownNameError: the catalogue has no such modality.
-        InputError: a folder or label map that cannot be used, no such case to leave out.
+        InputError: a folder, label map or modality's file that cannot be used, no such case to
+            leave out, two modalities of one name.
     """
     from esp_medsam_app.evaluation.pairs import check_references, find_pairs, without
-    from esp_medsam_app.modalities import get_modality
+    from esp_medsam_app.modalities import find_modality
 
-    modalities = [get_modality(name) for name in folders]
+    given = parse_data(data)
+    modalities = [find_modality(name) for name in given]
+    folders = {m.name: paths for m, paths in zip(modalities, given.values(), strict=True)}
+    if len(folders) < len(given):
+        raise InputError(
+            f"--data {' and '.join(given)}: two of them have one name",
+            remedy="Give all folders of a modality with the same word",
+        )
     pairs = {name: find_pairs(paths) for name, paths in folders.items()}
     for name, case in _left_out(leave_out or [], folders):
         pairs[name] = without(pairs[name], [case])
     for modality in modalities:
         check_references(pairs[modality.name], modality)
-    return modalities, pairs
+    return TrainingCases(modalities, folders, pairs)
 
 
 def _left_out(options: list[str], folders: Mapping[str, list[Path]]) -> list[tuple[str, str]]:

@@ -24,6 +24,8 @@ _STATUS: dict[type[EspMedSamError], int] = {
     WeightsError: 503,
     UnreachableError: 503,
 }
+# Seconds after which the PACS may be back; its outages are seldom shorter.
+_ASK_AGAIN = {"Retry-After": "30"}
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ def as_http_error(error: Exception, source: ImageSource | None = None) -> HTTPEx
         detail = _explain(error, source)
         place = f" ({error.path})" if error.path is not None else ""
         logger.warning("Answered %d: %s%s", status, detail, place)
-        return HTTPException(status, detail)
+        again = _ASK_AGAIN if isinstance(error, UnreachableError) else None
+        return HTTPException(status, detail, headers=again)
     number = uuid.uuid4().hex[:8]
     logger.error("Failed unexpectedly, error %s", number, exc_info=error)
     return HTTPException(

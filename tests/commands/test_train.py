@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from esp_medsam_app.cli import main
+from esp_medsam_app.server.launch import app_folder
 from esp_medsam_app.weights import load_bundle
+from esp_medsam_app.weights.bundle import starter_bundle_path
 
 TINY = ("--set", "views=2", "--set", "decoder_steps=2", "--set", "decoder_batch=1",
         "--set", "joint_steps=2", "--set", "joint_batch=1", "--device", "cpu")  # fmt: skip
@@ -64,6 +66,15 @@ def test_a_bundle_comes_out_and_goes_on(
     assert len(load_bundle(more).description.training["runs"]) == 2
 
 
+def test_a_modality_of_ones_own(cases: Path, tmp_path: Path) -> None:
+    own = app_folder() / "examples" / "mr_prostate.yaml"
+    assert train("--data", f"{own}={cases}", "-o", tmp_path / "out", "--work", tmp_path / "w",
+                 *TINY) == 0  # fmt: skip
+    bundle = load_bundle(tmp_path / "out")
+    assert list(bundle.modality("mr_prostate").labels) == ["prostate"]
+    assert bundle.description.training["runs"][0]["data"]["mr_prostate"]["cases"] == 2
+
+
 def test_parts_can_be_left_out(cases: Path, tmp_path: Path) -> None:
     data = ("--data", f"dermoscopy={cases}")
     assert train(*data, "-o", tmp_path / "out", "--work", tmp_path / "w", *TINY,
@@ -78,6 +89,8 @@ def test_parts_can_be_left_out(cases: Path, tmp_path: Path) -> None:
     [
         (("--data", "dermoscopy"), "MODALITY=DIR"),
         (("--data", "moon=CASES"), "moon"),
+        (("--data", "moon.yaml=CASES"), "cannot be read"),
+        (("--data", "dermoscopy=CASES", "--data", "OWN=CASES"), "one name"),
         (("--data", "dermoscopy=CASES", "--set", "views"), "KEY=VALUE"),
         (("--data", "dermoscopy=CASES", "--set", "views=0"), "views"),
         (("--data", "dermoscopy=CASES", "--recipe", "best"), "two_cores"),
@@ -94,10 +107,15 @@ def test_what_cannot_be_is_told_in_one_line(
     options: tuple[str, ...],
     said: str,
 ) -> None:
-    from esp_medsam_app.weights.bundle import starter_bundle_path
-
+    own = tmp_path / "dermoscopy.yaml"
+    own.write_text(
+        "title: Own\ndescription: Own.\ndimension: 2\nlabels: [lesion]\nintensity: {kind: range}\n",
+        encoding="utf-8",
+    )
     filled = [
-        option.replace("CASES", str(cases)).replace("STARTER", str(starter_bundle_path()))
+        option.replace("CASES", str(cases))
+        .replace("STARTER", str(starter_bundle_path()))
+        .replace("OWN", str(own))
         for option in options
     ]
     assert train(*filled, "-o", tmp_path / "out", "--work", tmp_path / "w") == 2

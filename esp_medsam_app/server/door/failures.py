@@ -42,7 +42,7 @@ def failure(error: BaseException, request_id: str) -> RefusedError:
         return RefusedError(error.status_code, reason_of(error.detail), error.headers)
     if isinstance(error, EspMedSamError | MemoryError):
         told = as_http_error(error)
-        return RefusedError(told.status_code, reason_of(told.detail))
+        return RefusedError(told.status_code, reason_of(told.detail), told.headers)
     if isinstance(error, ImageNotFoundException | LabelNotFoundException):
         return RefusedError(404, str(error.msg) or "There is no such image or label.")
     if isinstance(error, MONAILabelException) and error.error == MONAILabelError.INVALID_INPUT:

@@ -234,7 +234,7 @@ def test_half_a_download_is_none(
 ) -> None:
     pacs.lost = {pacs.instances[2].SOPInstanceUID, pacs.instances[5].SOPInstanceUID}
     error = refusal(store, series)
-    assert error.status_code == 503
+    assert (error.status_code, error.headers) == (503, {"Retry-After": "30"})
     assert "2 of 6 instances" in error.detail
     assert not [path for path in (tmp_path / "cache" / "series").iterdir() if path.is_dir()]
     pacs.lost = set()
