@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esp_medsam_app.commands import (
+    calibrate,
     classifier,
     data,
     distill,
@@ -39,6 +40,7 @@ for command in (
     train,
     distill,
     evaluate,
+    calibrate,
     classifier,
     data,
     simulate,

@@ -23,6 +23,7 @@ from esp_medsam_app.inference.assessment import (
 from esp_medsam_app.inference.device import cast_to, choose_device, choose_precision
 from esp_medsam_app.inference.fast_network import FastNetwork
 from esp_medsam_app.inference.modality_reader import ModalityReading, looking, read_modality
+from esp_medsam_app.inference.presence import present_masks
 from esp_medsam_app.inference.slicewise import OnSlice, batch_size_for, segment_slicewise
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import Segmentation
@@ -168,7 +169,7 @@ class Segmenter:
         return assess_slicewise(
             image,
             modality,
-            lambda tiles: self._look_through(tiles, modality),
+            lambda tiles: self.look_through(tiles, modality),
             tile=self.bundle.description.input_size,
             device=self.device,
             batch_size=batch_size or self.batch_size,
@@ -233,9 +234,14 @@ class Segmenter:
 
     def _run(self, tiles: Tensor, modality: str) -> Tensor:
         with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
-            return self._pass(tiles.to(self.device), modality).mask_logits.float()
+            seen = self._pass(tiles.to(self.device), modality)
+            return present_masks(seen, self.bundle.presence(modality))
 
-    def _look_through(self, tiles: Tensor, modality: Modality) -> Segmentation:
+    def look_through(self, tiles: Tensor, modality: Modality) -> Segmentation:
+        """All that the network gives for tiles `[B, 3, tile, tile]`, on the device.
+
+        Of a modality that the bundle lacks: masks of nothing, and the plain backbone's embedding.
+        """
         with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
             tiles = tiles.to(self.device)
             if modality.name not in self.bundle.modalities:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
+from esp_medsam_app.inference.presence import present_masks
 from esp_medsam_app.learning.learner import LearnerLoss, ModalityLearner
 from esp_medsam_app.learning.ledger import SplitLedger
 from esp_medsam_app.learning.material import Material, held_out_material, training_material
@@ -93,8 +94,8 @@ class TrainJob:
 
     def masks(self, network: Any, tiles: Tensor) -> Tensor:
         """Mask logits of tiles, on the path that serves."""
-        logits: Tensor = network(tiles, self.modality.name).mask_logits
-        return logits
+        name = self.modality.name
+        return present_masks(network(tiles, name), self.bundle.presence(name))
 
     def prepared(self) -> TrainJob:
         """The job with all that the frozen part has to do done, and kept on disk.

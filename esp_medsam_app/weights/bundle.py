@@ -83,6 +83,8 @@ class BundleDescription(BaseModel):
         normalisation: `unit`: intensities scaled to [0, 1] by each modality's rule.
         modalities: with labels and pre-processing, as they were when the bundle was trained.
         training: `runs`: how and on what the modalities were trained, the oldest first.
+        presence: by modality, the logit that a patch of SPPG's map has to reach, or else the tile
+            is empty (`esp-medsam calibrate`); modalities that are not named have no such limit.
         scores: what `esp-medsam evaluate` printed, by modality and split.
         modality_classifier: what reads the modality from an image, where there is one.
         files: SHA-256 of every weight file, by path inside the bundle.
@@ -97,6 +99,7 @@ class BundleDescription(BaseModel):
     normalisation: Literal["unit"] = "unit"
     modalities: list[Modality]
     training: dict[str, Any] = Field(default_factory=dict)
+    presence: dict[str, float] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
     modality_classifier: ClassifierDescription | None = None
     files: dict[str, str]
@@ -143,6 +146,10 @@ class Bundle:
     def told_apart(self) -> Mapping[str, Modality]:
         """Modalities among which that of an image is read, by name."""
         return self.modalities
+
+    def presence(self, name: str) -> float | None:
+        """The logit that SPPG has to reach somewhere in a tile that holds the structure, if any."""
+        return self.description.presence.get(name)
 
     def version(self, name: str) -> int:
         """Which version of a modality's weights this is; 0: the bundle's own."""
@@ -343,6 +350,7 @@ def save_bundle(
     backbone: Backbone,
     training: dict[str, Any],
     scores: dict[str, Any] | None = None,
+    presence: dict[str, float] | None = None,
 ) -> Bundle:
     """Write a network as a bundle; weights in float16, experts in 8 bits.
 
@@ -369,6 +377,7 @@ def save_bundle(
         input_size=backbone.input_size,
         modalities=modalities,
         training=training,
+        presence=presence or {},
         scores=scores or {},
         files={file: sha256_of(folder / file) for file in files},
     )

@@ -88,6 +88,12 @@ def render_card(bundle: Bundle) -> str:
             _silence(bundle),
         ),
         *_optional(
+            "A tile whose strongest patch, in SPPG's map, stays below this logit is held empty. "
+            "Fitted on `val` by `esp-medsam calibrate`; the other modalities have no such limit.",
+            ("modality", "logit"),
+            [(name, f"{least:.2f}") for name, least in bundle.description.presence.items()],
+        ),
+        *_optional(
             "Other models on the same cases. The difference is theirs minus ESP-MedSAM's, case by "
             "case. The reference's box is drawn around each part of the reference: a radiologist "
             "would have to draw it. The U-Net learned from nothing, from as many views of the same "

@@ -14,7 +14,7 @@ from PIL import Image
 from esp_medsam_app.cli import main
 from esp_medsam_app.server.launch import app_folder
 from esp_medsam_app.weights import load_bundle
-from esp_medsam_app.weights.bundle import starter_bundle_path
+from esp_medsam_app.weights.bundle import save_description, starter_bundle_path
 
 TINY = ("--set", "views=2", "--set", "decoder_steps=2", "--set", "decoder_batch=1",
         "--set", "joint_steps=2", "--set", "joint_batch=1", "--device", "cpu")  # fmt: skip
@@ -54,6 +54,9 @@ def test_a_bundle_comes_out_and_goes_on(
     (run,) = bundle.description.training["runs"]
     assert run["recipe"]["seed"] == 4
     assert run["data"]["dermoscopy"]["cases"] == 2
+    # fitted on the weights that they are of
+    bundle.description.presence = {"dermoscopy": 0.5, "colonoscopy": 0.25}
+    save_description(bundle)
     work = tmp_path / "w2"
     assert train("--data", f"dermoscopy={cases}", "-o", more, "--work", work,
                  "--start", out, *TINY) == 0  # fmt: skip
@@ -64,6 +67,7 @@ def test_a_bundle_comes_out_and_goes_on(
     assert not torch.equal(first(image, "dermoscopy").mask_logits,
                            second(image, "dermoscopy").mask_logits)  # fmt: skip
     assert len(load_bundle(more).description.training["runs"]) == 2
+    assert load_bundle(more).description.presence == {"colonoscopy": 0.25}
 
 
 def test_a_modality_of_ones_own(cases: Path, tmp_path: Path) -> None:

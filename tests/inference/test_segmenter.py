@@ -97,6 +97,16 @@ def test_label_map_lies_on_the_structure(
     assert overlap > 0.9
 
 
+@pytest.mark.parametrize(("least", "marked"), [(-1e6, True), (1e6, False)])
+def test_what_holds_nothing_stays_empty(
+    thresholding: Segmenter, monkeypatch: pytest.MonkeyPatch, least: float, marked: bool
+) -> None:
+    said = thresholding.bundle.description.model_copy(update={"presence": {"plain": least}})
+    monkeypatch.setattr(thresholding, "bundle", replace(thresholding.bundle, description=said))
+    assert thresholding.segment(image_of(blocks((40, 40, 3))), "plain").any() == marked
+    assert thresholding.segment(image_of(blocks((90, 90))), "tiled").any()
+
+
 def test_every_slice_is_told(thresholding: Segmenter) -> None:
     told: list[tuple[int, int]] = []
     thresholding.segment(

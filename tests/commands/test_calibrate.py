@@ -1,0 +1,92 @@
+"""`esp-medsam calibrate`: a limit in the bundle, and masks that are empty by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.small_starter import small_starter
+
+from esp_medsam_app.cli import main
+from esp_medsam_app.data.reading import read_image
+from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.networks.esp_medsam import Design
+from esp_medsam_app.samples.phantoms import nuclei
+from esp_medsam_app.training.starting import new_network
+from esp_medsam_app.weights import load_bundle, save_bundle
+from esp_medsam_app.weights.backbones import LITE_MEDSAM
+
+NUCLEI = "microscopy_nuclei"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return small_starter(tmp_path / "bundle")
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    """Nuclei, drawn."""
+    folder = tmp_path / "cases"
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for number in range(3):
+        drawn = nuclei(number, 96, 96, 6)
+        Image.fromarray(drawn.pixels).save(folder / "images" / f"{number}.png")
+        Image.fromarray(drawn.labels).save(folder / "labels" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def shadows(tmp_path: Path) -> Path:
+    """Pictures without a nucleus in which the weights find one."""
+    folder = tmp_path / "shadows"
+    folder.mkdir()
+    rows, columns = np.mgrid[:48, :48]
+    for size in (4, 8, 16):
+        grey = 200 - 180 * np.exp(-((rows - 24) ** 2 + (columns - 24) ** 2) / (2 * size**2))
+        Image.fromarray(grey.astype(np.uint8)).save(folder / f"{size}.png")
+    return folder
+
+
+def calibrate(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["calibrate", "-m", NUCLEI, "--device", "cpu", *map(str, arguments)])
+    return int(stopped.value.code or 0)
+
+
+def marked(bundle: Path, pictures: Path) -> int:
+    segmenter = Segmenter(load_bundle(bundle), device="cpu")
+    return sum(segmenter.segment(read_image(p), NUCLEI).any() for p in pictures.iterdir())
+
+
+def test_what_holds_nothing_is_empty_afterwards(
+    bundle: Path, cases: Path, shadows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = marked(bundle, shadows), marked(bundle, cases / "images")
+    assert before == (3, 3)
+    assert calibrate("--data", cases, "--absent", shadows, "--bundle", bundle) == 0
+    assert "of what holds nothing 100.0% was marked, 0.0% is" in capsys.readouterr().out
+    assert list(load_bundle(bundle).description.presence) == [NUCLEI]
+    assert (marked(bundle, shadows), marked(bundle, cases / "images")) == (0, 3)
+    # fitted anew it is the same; without anything to hold back there is none
+    fitted = load_bundle(bundle).description.presence
+    assert calibrate("--data", cases, "--absent", shadows, "--bundle", bundle) == 0
+    assert load_bundle(bundle).description.presence == fitted
+    assert calibrate("--data", cases, "--bundle", bundle) == 0
+    assert "no limit" in capsys.readouterr().out
+    assert load_bundle(bundle).description.presence == {}
+
+
+def test_a_design_without_sppg_is_refused(
+    cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modality = load_bundle().modality(NUCLEI)
+    network = new_network(LITE_MEDSAM, [modality], design=Design(patch_prompt=False))
+    save_bundle(
+        tmp_path / "blind", network, [modality], name="b", backbone=LITE_MEDSAM, training={}
+    )
+    assert calibrate("--data", cases, "--bundle", tmp_path / "blind") == 2
+    assert "no SPPG" in capsys.readouterr().err
