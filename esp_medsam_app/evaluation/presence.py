@@ -26,8 +26,8 @@ from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling, decid
 from esp_medsam_app.inference.presence import strongest_patch
 from esp_medsam_app.modalities import Modality
 
-# The mean Dice may fall by so much: it is the noise of a handful of pixels.
-TOLERANCE = 0.001
+# The mean Dice may stay so far below the best: the noise of a handful of cases.
+TOLERANCE = 0.003
 _ABOVE = 1e-4
 
 
@@ -145,23 +145,25 @@ def _seen(
 def calibrate(tiles: Sequence[SeenTile], most_marked: float) -> Calibration:
     """The lowest limit at which at most so many tiles without the structure are marked.
 
-    Limits that cost more than `TOLERANCE` of the mean Dice do not count; if none that counts is
-    enough, it is the one that leaves the fewest marked.
+    Limits that cost more than `TOLERANCE` of the mean Dice, against none and against the best, do
+    not count; if none that counts is enough, it is the one that leaves the fewest marked.
 
     Args:
         tiles: of cases and of images of other things; at least one of a case.
         most_marked: share of the tiles without the structure.
     """
     effect = _Effect(tiles)
-    before = chosen = effect.of(-math.inf)
-    least = None
+    before = effect.of(-math.inf)
     # just above each tile that should be empty
-    for limit in sorted({tile.strongest + _ABOVE for tile in tiles if tile.empty and tile.marked}):
-        if chosen.marked <= most_marked:
+    limits = sorted({tile.strongest + _ABOVE for tile in tiles if tile.empty and tile.marked})
+    found = [(limit, effect.of(limit)) for limit in limits]
+    best = max([before.dice, *(figures.dice for _, figures in found)])
+    least, chosen = None, before
+    for limit, figures in found:
+        if chosen.marked <= most_marked and chosen.dice >= best - TOLERANCE:
             break
-        found = effect.of(limit)
-        if found.dice >= before.dice - TOLERANCE and found.marked < chosen.marked:
-            least, chosen = limit, found
+        if figures.dice >= best - TOLERANCE and sum(figures.shares) < sum(chosen.shares):
+            least, chosen = limit, figures
     return Calibration(
         least, (before.dice, chosen.dice), (before.marked, chosen.marked), chosen.lost
     )
@@ -169,8 +171,12 @@ def calibrate(tiles: Sequence[SeenTile], most_marked: float) -> Calibration:
 
 class _Figures(NamedTuple):
     dice: float
-    marked: float
+    shares: tuple[float, ...]
     lost: float
+
+    @property
+    def marked(self) -> float:
+        return max(self.shares, default=0.0)
 
 
 class _Effect:
@@ -187,7 +193,10 @@ class _Effect:
         )
 
     def of(self, least: float) -> _Figures:
-        """Mean Dice of the cases, share of empty tiles marked, share of the others held empty."""
+        """Mean Dice of the cases, shares of empty tiles marked, share of the others held empty.
+
+        Empty tiles of the cases and of other images are counted apart.
+        """
         kept = self.strongest >= least
         dice = []
         for case in np.unique(self.case[self.case >= 0]):
@@ -196,6 +205,6 @@ class _Effect:
             total = self.found[mine & kept].sum(0) + self.there[mine].sum(0)
             dice.append(np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0).mean())
         groups = (self.empty & (self.case >= 0), self.empty & (self.case < 0))
-        marked = [(self.marked & kept)[group].mean() for group in groups if group.any()]
+        shares = [float((self.marked & kept)[group].mean()) for group in groups if group.any()]
         lost = (~kept)[~self.empty].mean() if not self.empty.all() else 0.0
-        return _Figures(float(np.mean(dice)), float(max(marked, default=0.0)), float(lost))
+        return _Figures(float(np.mean(dice)), tuple(shares), float(lost))

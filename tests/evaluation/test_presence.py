@@ -33,7 +33,7 @@ def test_between_what_is_there_and_what_is_not() -> None:
 
 
 def test_the_lowest_that_is_enough() -> None:
-    many = [empty(n / 100) for n in range(100)]
+    many = [empty(n / 100, case=None) for n in range(100)]
     found = calibrate([holding(5), *many], most_marked=0.1)
     assert found.least == pytest.approx(0.89, abs=1e-3)
     assert found.marked[1] == pytest.approx(0.1)
@@ -45,6 +45,15 @@ def test_dice_comes_first() -> None:
     found = calibrate(tiles, most_marked=0.03)
     assert found.least == pytest.approx(-1, abs=1e-3)
     assert found.marked == (1.0, 0.5)
+
+
+def test_no_limit_costs_what_another_one_gains() -> None:
+    """The highest limit would silence the last picture of something else, and a case with it."""
+    faint = [tile(1, 0.5, 20, 20, 20) for _ in range(5)]
+    tiles = [*(holding(3) for _ in range(9)), *faint, empty(0), empty(1, case=None)]
+    found = calibrate(tiles, most_marked=0.03)
+    assert found.least == pytest.approx(0, abs=1e-3)
+    assert found.lost == 0
 
 
 @pytest.mark.parametrize(
