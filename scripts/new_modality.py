@@ -2,11 +2,11 @@
 
     python scripts/new_modality.py DATA YAML WORK [COUNT ...]
 
-DATA holds train/{images,labels} and test/{images,labels}, pictures with equal names that begin with
-the patient's number. The server is started on copies of the images; the first COUNT of the training
-images (by default 6, 12 and 24) are labelled by MONAI Label's own client and the model is trained,
-each time from what serves then. Every test image is segmented by the server. Prints a table; WORK
-keeps the server's folders.
+DATA holds train/{images,labels} and test/{images,labels}, pictures or volumes with equal names; the
+patient is the number that a name begins with, or else the whole name. The server is started on
+copies of the images; the first COUNT of the training images (by default 6, 12 and 24) are labelled
+by MONAI Label's own client and the model is trained, each time from what serves then. Every test
+image is segmented by the server. Prints a table; WORK keeps the server's folders.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from monailabel.client import MONAILabelClient
 
 from esp_medsam_app.data.reading import read_label_map
 from esp_medsam_app.errors import EspMedSamError
-from esp_medsam_app.evaluation.metrics import bootstrap_interval, mask_dice
+from esp_medsam_app.evaluation.metrics import bootstrap_interval, mean_dice
+from esp_medsam_app.modalities import Modality, read_modality
 from esp_medsam_app.server.launch import app_folder, start_server
 
 POLL_SECONDS = 2
@@ -30,7 +31,7 @@ POLL_SECONDS = 2
 
 def main(data: Path, yaml: Path, work: Path, counts: list[int]) -> None:
     """Start, submit, train, segment, print."""
-    modality = yaml.stem
+    modality = read_modality(yaml)
     studies = work / "studies"
     for split in ("train", "test"):
         shutil.copytree(data / split / "images", studies, dirs_exist_ok=True)
@@ -41,9 +42,9 @@ def main(data: Path, yaml: Path, work: Path, counts: list[int]) -> None:
     app = Path(shutil.copytree(app_folder(), work / "app", ignore=ignored))
     conf = {
         "modalities": str(modalities),
-        "models": modality,
+        "models": modality.name,
         "background_scores": "false",
-        "patient_pattern": r"^(\d+)_",
+        "patient_pattern": r"^(\d+(?=_)|.+)",
     }
     with (work / "server.log").open("wb") as log:
         server = start_server(app, str(studies), port=0, conf=conf, output=log.fileno())
@@ -62,16 +63,16 @@ def main(data: Path, yaml: Path, work: Path, counts: list[int]) -> None:
             server.stop()
 
 
-def submit(client: MONAILabelClient, modality: str, labels: list[Path]) -> None:
+def submit(client: MONAILabelClient, modality: Modality, labels: list[Path]) -> None:
     """As a viewer does."""
-    params = {"model": f"esp_medsam_{modality}"}
+    params = {"model": f"esp_medsam_{modality.name}"}
     for label in labels:
-        client.save_label(label.stem, str(label), params=params)
+        client.save_label(image_id(label), str(label), params=params)
 
 
-def row(client: MONAILabelClient, modality: str, test: Path, count: int) -> str:
+def row(client: MONAILabelClient, modality: Modality, test: Path, count: int) -> str:
     """Train, and judge on the test images."""
-    model = f"esp_medsam_{modality}"
+    model = f"esp_medsam_{modality.name}"
     start = time.monotonic()
     client.train_start(model, {"tracking": "None"})
     while (status := client.train_status())["status"] in ("SUBMITTED", "RUNNING"):
@@ -80,7 +81,8 @@ def row(client: MONAILabelClient, modality: str, test: Path, count: int) -> str:
         raise EspMedSamError("the training failed: " + "\n".join(status["details"]))
     minutes = (time.monotonic() - start) / 60
     stats: dict[str, Any] = next(iter(client.info()["train_stats"].values()))
-    dice = [dice_of(client, model, label) for label in sorted((test / "labels").iterdir())]
+    labels = sorted((test / "labels").iterdir())
+    dice = [dice_of(client, model, label, modality) for label in labels]
     interval = bootstrap_interval(dice)
     assert interval is not None
     told = f"{np.mean(dice):.3f} ({interval[0]:.3f} to {interval[1]:.3f}, {len(dice)})"
@@ -91,15 +93,21 @@ def row(client: MONAILabelClient, modality: str, test: Path, count: int) -> str:
     )
 
 
-def dice_of(client: MONAILabelClient, model: str, label: Path) -> float:
-    """Of one test image, as the server segments it now."""
-    file, _ = client.infer(model, label.stem, {"result_extension": ".png"})
+def image_id(label: Path) -> str:
+    """What the server calls the image of a label map."""
+    return label.name.split(".")[0]
+
+
+def dice_of(client: MONAILabelClient, model: str, label: Path, modality: Modality) -> float:
+    """Of one test image, as the server segments it now; the mean over labels."""
+    extension = "".join(label.suffixes)
+    file, _ = client.infer(model, image_id(label), {"result_extension": extension})
     try:
         found = read_label_map(file).voxels
     finally:
         Path(file).unlink()
     truth = read_label_map(label).voxels
-    return mask_dice(truth > 0, found > 0)
+    return mean_dice(truth, found, modality.labels.values())
 
 
 if __name__ == "__main__":
