@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esp_medsam_app.commands import (
+    benchmark,
     classifier,
     data,
     distill,
@@ -44,6 +45,7 @@ for command in (
     simulate,
     weights,
     sample_data,
+    benchmark,
     doctor,
 ):
     command.register(app)

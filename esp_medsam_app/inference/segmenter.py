@@ -133,7 +133,7 @@ class Segmenter:
         return segment_slicewise(
             image,
             self.bundle.modality(modality),
-            lambda tiles: self._run(tiles, modality),
+            lambda tiles: self.logits(tiles, modality),
             tile=self.bundle.description.input_size,
             device=self.device,
             batch_size=self.batch_size,
@@ -231,7 +231,16 @@ class Segmenter:
         }
         return sum(used.values())
 
-    def _run(self, tiles: Tensor, modality: str) -> Tensor:
+    def logits(self, tiles: Tensor, modality: str) -> Tensor:
+        """Mask logits `[B, labels, S, S]`, float32 on the device, in one pass.
+
+        Args:
+            tiles: `[B, 3, S, S]`, in [0, 1], on any device.
+            modality: one of the bundle's.
+
+        Raises:
+            KeyError: no such modality.
+        """
         with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
             return self._pass(tiles.to(self.device), modality).mask_logits.float()
 
