@@ -38,6 +38,8 @@ class SharedSegmenter:
         versions: of its modalities, trained here; none: the bundle alone serves.
         device: where it runs unless a request asks for another.
         batch_size: tiles in one pass; chosen by the device if not given.
+        precision: of passes, as `Segmenter`'s.
+        fast: by the fused encoder, as `Segmenter`'s.
     """
 
     def __init__(
@@ -47,11 +49,15 @@ class SharedSegmenter:
         versions: VersionStore | None = None,
         device: str = "auto",
         batch_size: int | None = None,
+        precision: str = "auto",
+        fast: bool = True,
     ) -> None:
         self.bundle = bundle
         self.versions = versions
         self.device = device
         self.batch_size = batch_size
+        self.precision = precision
+        self.fast = fast
         self._loaded: dict[torch.device, Loaded] = {}
         self._loading = threading.Lock()
 
@@ -85,7 +91,13 @@ class SharedSegmenter:
     def _load(self, place: torch.device, stamp: Stamp | None) -> Loaded:
         start = time.perf_counter()
         bundle = self.versions.bundle() if self.versions else self.bundle
-        segmenter = Segmenter(bundle, device=str(place), batch_size=self.batch_size)
+        segmenter = Segmenter(
+            bundle,
+            device=str(place),
+            batch_size=self.batch_size,
+            precision=self.precision,
+            fast=self.fast,
+        )
         seconds = time.perf_counter() - start
         logger.info("Loaded %s on %s in %.1f s", bundle.path, place, seconds)
         return Loaded(segmenter, bundle, stamp)
