@@ -64,6 +64,7 @@ def test_precision_and_path() -> None:
         ("log_level", "LOUD"),
         ("precision", "int3"),
         ("fast", "very"),
+        ("embeddings_mb", "-1"),
     ],
 )
 def test_a_bad_value_is_named(key: str, value: str) -> None:

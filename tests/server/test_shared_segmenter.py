@@ -52,7 +52,13 @@ def test_threads_share_one(counted: type[Counted]) -> None:
         loaded = {id(future.result()) for future in futures}
     assert len(loaded) == 1
     assert counted.made == [
-        {"device": "cpu", "batch_size": 3, "precision": "float32", "fast": False}
+        {
+            "device": "cpu",
+            "batch_size": 3,
+            "precision": "float32",
+            "fast": False,
+            "embeddings": None,
+        }
     ]
 
 
