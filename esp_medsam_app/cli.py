@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esp_medsam_app.commands import (
+    benchmark,
     calibrate,
     classifier,
     data,
@@ -46,6 +47,7 @@ for command in (
     simulate,
     weights,
     sample_data,
+    benchmark,
     doctor,
 ):
     command.register(app)

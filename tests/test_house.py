@@ -17,6 +17,7 @@ ORDER = [
     "cli",
     "commands",
     "diagnosis",
+    "benchmark",
     "server",
     "learning",
     "baselines",

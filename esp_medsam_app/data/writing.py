@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from esp_medsam_app.data.image import LPS, Grid, MedicalImage
+from esp_medsam_app.data.nifti import save_nifti
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 
@@ -97,7 +98,7 @@ def write_image(stem: Path, image: MedicalImage) -> Path:
         )
     path = stem.with_name(f"{stem.name}.nii.gz")
     with written_whole(path) as partial:
-        nib.save(_nifti_image(image.voxels, image.grid), partial)
+        save_nifti(_nifti_image(image.voxels, image.grid), partial)
     return path
 
 
@@ -112,7 +113,7 @@ def _write(
         except RuntimeError as error:
             raise OSError(f"ITK could not write the file: {error}") from error
     else:
-        nib.save(_nifti_image(labels, grid), path)
+        save_nifti(_nifti_image(labels, grid), path)
 
 
 def _nifti_image(labels: NDArray[Any], grid: Grid) -> nib.Nifti1Image:

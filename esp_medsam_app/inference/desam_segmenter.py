@@ -15,7 +15,13 @@ from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference.desam_masks import prompted_masks
 from esp_medsam_app.inference.device import cast_to, choose_device, choose_precision
 from esp_medsam_app.inference.segmenter import Segmenter
-from esp_medsam_app.inference.slicewise import OnSlice, batch_size_for, segment_slicewise
+from esp_medsam_app.inference.slicewise import (
+    OnSlice,
+    Relief,
+    Run,
+    batch_size_for,
+    segment_slicewise,
+)
 from esp_medsam_app.weights.desam_bundle import DeSamBundle
 from esp_medsam_app.weights.desam_prompts import PROMPT_MODES, MaskRules, PromptMode
 
@@ -54,7 +60,8 @@ class DeSamSegmenter:
         self.bundle = bundle
         self.device = choose_device(device) if beside is None else beside.device
         self.dtype = choose_precision(precision, self.device)
-        self.batch_size = batch_size or batch_size_for(self.device)
+        self._precision = precision
+        self._batch_size = batch_size
         self.mode = self._checked(mode)
         self.rules = rules or bundle.description.rules
         self._turn = threading.Lock() if beside is None else beside.turn
@@ -63,6 +70,11 @@ class DeSamSegmenter:
             own, other = bundle.description.backbone, beside.bundle.description.backbone
             encoder = beside.encoder if own.sha256 == other.sha256 else None
         self._network = bundle.load_network(encoder=encoder).to(self.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles that a pass would take now."""
+        return self._batch_size or batch_size_for(self.device)
 
     def with_bundle(self, bundle: DeSamBundle) -> DeSamSegmenter:
         """A segmenter of the same bundle with other versions of some modalities.
@@ -126,6 +138,7 @@ class DeSamSegmenter:
             device=self.device,
             batch_size=self.batch_size,
             on_slice=on_slice,
+            relief=Relief(on_cpu=lambda: self._on_cpu(modality)),
         )
 
     def version(self, modality: str) -> int:
@@ -152,6 +165,13 @@ class DeSamSegmenter:
             return prompted_masks(
                 self._network, tiles.to(self.device), modality, self.mode, self.rules
             )
+
+    def _on_cpu(self, modality: str) -> Run:
+        """What runs a pass there; the weights are loaded for this image alone."""
+        other = DeSamSegmenter(
+            self.bundle, device="cpu", mode=self.mode, rules=self.rules, precision=self._precision
+        )
+        return lambda tiles: other._run(tiles, modality)
 
     def _checked(self, mode: PromptMode | None) -> PromptMode:
         trained = self.bundle.description.prompts

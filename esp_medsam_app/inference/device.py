@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,32 @@ def choose_device(name: str = "auto") -> torch.device:
             remedy="Use auto or cpu, or see `esp-medsam doctor`",
         ) from error
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on a device now; none where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # what torch has taken from the GPU and does not use
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    told = (line.split() for line in lines)
+    return next((int(words[1]) * 1024 for words in told if words[0] == "MemAvailable:"), None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is what lacked, of a GPU or of the machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # the CPU allocator has no exception class of its own
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in str(error) or "out of memory" in str(error)
+    )
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -53,12 +53,17 @@ class FastNetwork:
         Raises:
             KeyError: no such modality.
         """
-        controller = self._controller(self.network.controller(modality))
-        embedding = self._encoder(image, controller)
-        masks, patch_logits = self.network.decode(
-            embedding, modality, position=self._position(embedding)
-        )
+        embedding = self.embed(image, modality)
+        masks, patch_logits = self.decode(embedding, modality)
         return Segmentation(resized(masks, image), patch_logits, embedding)
+
+    def embed(self, image: Tensor, modality: str) -> Tensor:
+        """Image embedding, as `EspMedSam.embed`."""
+        return self._encoder(image, self._controller(self.network.controller(modality)))
+
+    def decode(self, embedding: Tensor, modality: str) -> tuple[Tensor, Tensor | None]:
+        """Mask logits and patch logits, as `EspMedSam.decode`."""
+        return self.network.decode(embedding, modality, position=self._position(embedding))
 
     def _controller(self, controller: ModalityController | None) -> FusedController:
         fused = self._fused.pop(controller, None) or self._encoder.fuse(controller)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,16 +22,31 @@ from esp_medsam_app.inference.assessment import (
     nothing_found,
 )
 from esp_medsam_app.inference.device import cast_to, choose_device, choose_precision
+from esp_medsam_app.inference.embedding_cache import (
+    EmbeddingCache,
+    RememberedPasses,
+    fingerprint,
+)
 from esp_medsam_app.inference.fast_network import FastNetwork
 from esp_medsam_app.inference.modality_reader import ModalityReading, looking, read_modality
 from esp_medsam_app.inference.presence import present_masks
-from esp_medsam_app.inference.slicewise import OnSlice, batch_size_for, segment_slicewise
+from esp_medsam_app.inference.slicewise import (
+    OnSlice,
+    Relief,
+    Run,
+    batch_size_for,
+    segment_slicewise,
+)
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import Segmentation
+from esp_medsam_app.networks.esp_medsam import resized
 from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.weights.bundle import Bundle, controller_file
-from esp_medsam_app.weights.classifier_file import load_classifier
+from esp_medsam_app.weights.classifier_file import CLASSIFIER, load_classifier
 from esp_medsam_app.weights.modality_classifier import ModalityClassifier
+
+# What the classifier saw in the images used last is kept, beside their embeddings.
+_READINGS = 64
 
 
 class Segmenter:
@@ -43,11 +59,13 @@ class Segmenter:
     Args:
         bundle: weights and modalities.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        batch_size: tiles in one pass; chosen by the device by default. Halved, down to 1, when
-            memory does not suffice.
+        batch_size: tiles in one pass; chosen by the device and its free memory by default. When
+            memory does not suffice it is halved, down to 1; then the CPU goes on.
         precision: `auto`, `float32` or `bfloat16`; `auto` takes bfloat16 where the device
             multiplies in it.
         fast: by the fused encoder, the same function to rounding; else by the plain one.
+        embeddings: where image embeddings are kept for those who ask for an image again; none: they
+            are not. Of one device and one bundle with its versions.
 
     Raises:
         WeightsError: a weight file is missing, damaged or does not fit.
@@ -62,17 +80,26 @@ class Segmenter:
         batch_size: int | None = None,
         precision: str = "auto",
         fast: bool = True,
+        embeddings: EmbeddingCache | None = None,
     ) -> None:
         self.bundle = bundle
         self.device = choose_device(device)
-        self.batch_size = batch_size or batch_size_for(self.device)
+        self.embeddings = embeddings
+        self._batch_size = batch_size
+        self._precision = precision
         self.dtype = choose_precision(precision, self.device)
         self._network = bundle.load_network().to(self.device)
         self._fast: FastNetwork | None = None
         if fast and isinstance(self._network.encoder, TinyViT):
             self._fast = FastNetwork(self._network, self.dtype)
         self._classifier: ModalityClassifier | None = None
+        self._readings: OrderedDict[tuple[str, str], Mapping[str, float]] = OrderedDict()
         self._turn = threading.Lock()
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles that a pass would take now."""
+        return self._batch_size or batch_size_for(self.device)
 
     @property
     def encoder(self) -> nn.Module:
@@ -129,16 +156,21 @@ class Segmenter:
             UnknownNameError: the bundle has no such modality.
             InputError: nothing to segment: voxels that are all equal or not finite, or slices
                 of fewer than 8 pixels.
-            OutOfMemoryError: not even one tile at a time fits into memory.
+            OutOfMemoryError: not even one tile at a time fits into memory, the CPU's neither.
         """
+        chosen = self.bundle.modality(modality)
         return segment_slicewise(
             image,
-            self.bundle.modality(modality),
-            lambda tiles: self._run(tiles, modality),
+            chosen,
+            self._run(image, chosen),
             tile=self.bundle.description.input_size,
             device=self.device,
             batch_size=self.batch_size,
             on_slice=on_slice,
+            relief=Relief(
+                free=None if self.embeddings is None else self.embeddings.give_back,
+                on_cpu=lambda: self._on_cpu(modality),
+            ),
         )
 
     def assess(
@@ -197,6 +229,17 @@ class Segmenter:
             raise InputError(error.problem, path=image.path, remedy=error.remedy) from error
 
     def _look(self, image: MedicalImage) -> Mapping[str, float]:
+        if self.embeddings is None:
+            return self._looked(image)
+        name = self.bundle.description.files.get(CLASSIFIER, ""), fingerprint(image)
+        found = self._readings.get(name)
+        if found is None:
+            found = self._readings[name] = self._looked(image)
+            while len(self._readings) > _READINGS:
+                self._readings.popitem(last=False)
+        return found
+
+    def _looked(self, image: MedicalImage) -> Mapping[str, float]:
         with self._turn:
             if self._classifier is None:
                 self._classifier = load_classifier(self.bundle)
@@ -232,10 +275,57 @@ class Segmenter:
         }
         return sum(used.values())
 
-    def _run(self, tiles: Tensor, modality: str) -> Tensor:
+    def logits(self, tiles: Tensor, modality: str) -> Tensor:
+        """Mask logits `[B, labels, S, S]`, float32 on the device, in one pass.
+
+        Args:
+            tiles: `[B, 3, S, S]`, in [0, 1], on any device.
+            modality: one of the bundle's.
+
+        Raises:
+            KeyError: no such modality.
+        """
         with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
             seen = self._pass(tiles.to(self.device), modality)
             return present_masks(seen, self.bundle.presence(modality))
+
+    def _run(self, image: MedicalImage, modality: Modality) -> Run:
+        """What turns the tiles of an image into logits, from its embeddings where they are kept."""
+        name = modality.name
+        cache = self.embeddings
+        if cache is None:
+            return lambda tiles: self.logits(tiles, name)
+        network = self._fast or self._network
+
+        def embed(tiles: Tensor) -> Tensor:
+            with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
+                return network.embed(tiles.to(self.device), name)
+
+        def decode(embedding: Tensor, tiles: Tensor) -> Tensor:
+            with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
+                masks, patches = network.decode(embedding, name)
+                seen = Segmentation(resized(masks, tiles), patches, embedding)
+                return present_masks(seen, self.bundle.presence(name))
+
+        return RememberedPasses(cache, self._name(image, modality), embed, decode)
+
+    def _name(self, image: MedicalImage, modality: Modality) -> tuple[str, ...]:
+        """Of an image's embeddings: what they depend on."""
+        said = self.bundle.description
+        return (
+            fingerprint(image),
+            said.backbone.sha256,
+            said.files.get(controller_file(modality.name), ""),
+            f"{said.input_size} {modality.intensity!r} {modality.tiles!r}",
+            f"{self.dtype} {self._fast is not None}",
+        )
+
+    def _on_cpu(self, modality: str) -> Run:
+        """What runs a pass there; the weights are loaded for this image alone."""
+        other = Segmenter(
+            self.bundle, device="cpu", precision=self._precision, fast=self._fast is not None
+        )
+        return lambda tiles: other.logits(tiles, modality)
 
     def look_through(self, tiles: Tensor, modality: Modality) -> Segmentation:
         """All that the network gives for tiles `[B, 3, tile, tile]`, on the device.

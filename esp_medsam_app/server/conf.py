@@ -38,6 +38,11 @@ class AppConf(BaseModel):
         desam: folder of DeSAM's weights; those of the package if empty, where there are some.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device if not given.
+        precision: `auto`, `float32` or `bfloat16`; `auto` takes bfloat16 where the device
+            multiplies in it. Of DeSAM too.
+        fast: ESP-MedSAM by the fused encoder, the same function to rounding; else by the plain one.
+        embeddings_mb: megabytes of ESP-MedSAM's image embeddings kept on each device, for who asks
+            for an image again; 0: none.
         modalities: folder of modalities that the bundle lacks, a YAML file each, as those of the
             catalogue; none if empty.
         versions: folder of the versions that were trained here; `model/versions` in the app's if
@@ -56,6 +61,9 @@ class AppConf(BaseModel):
     desam: Path | None = None
     device: str = "auto"
     batch_size: int | None = Field(default=None, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    fast: bool = True
+    embeddings_mb: int = Field(default=512, ge=0)
     modalities: Path | None = None
     versions: Path | None = None
     patient_pattern: re.Pattern[str] | None = None

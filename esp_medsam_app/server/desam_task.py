@@ -81,6 +81,7 @@ class SharedDeSam(SharedSegmenter):
         versions: of its modalities, trained here.
         device: where it runs unless a request asks for another.
         batch_size: tiles in one pass; chosen by the device if not given.
+        precision: of passes, as `DeSamSegmenter`'s.
     """
 
     def __init__(
@@ -91,8 +92,11 @@ class SharedDeSam(SharedSegmenter):
         versions: VersionStore | None = None,
         device: str = "auto",
         batch_size: int | None = None,
+        precision: str = "auto",
     ) -> None:
-        super().__init__(bundle, versions=versions, device=device, batch_size=batch_size)
+        super().__init__(
+            bundle, versions=versions, device=device, batch_size=batch_size, precision=precision
+        )
         own = bundle.description.backbone.sha256
         same = beside is not None and beside.bundle.description.backbone.sha256 == own
         self.beside = beside if same else None
@@ -105,6 +109,7 @@ class SharedDeSam(SharedSegmenter):
             bundle,
             device=str(place),
             batch_size=self.batch_size,
+            precision=self.precision,
             beside=self.beside.get(str(place)) if self.beside is not None else None,
         )
         seconds = time.perf_counter() - start

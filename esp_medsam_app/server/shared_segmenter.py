@@ -11,6 +11,7 @@ import torch
 
 from esp_medsam_app.errors import EspMedSamError
 from esp_medsam_app.inference.device import choose_device
+from esp_medsam_app.inference.embedding_cache import EmbeddingCache
 from esp_medsam_app.inference.segmenter import Segmenter
 from esp_medsam_app.weights.bundle import Bundle
 from esp_medsam_app.weights.versions import Stamp, VersionStore
@@ -38,6 +39,9 @@ class SharedSegmenter:
         versions: of its modalities, trained here; none: the bundle alone serves.
         device: where it runs unless a request asks for another.
         batch_size: tiles in one pass; chosen by the device if not given.
+        precision: of passes, as `Segmenter`'s.
+        fast: by the fused encoder, as `Segmenter`'s.
+        embeddings_mb: megabytes of image embeddings that are kept on each device; 0: none are.
     """
 
     def __init__(
@@ -47,11 +51,17 @@ class SharedSegmenter:
         versions: VersionStore | None = None,
         device: str = "auto",
         batch_size: int | None = None,
+        precision: str = "auto",
+        fast: bool = True,
+        embeddings_mb: int = 0,
     ) -> None:
         self.bundle = bundle
         self.versions = versions
         self.device = device
         self.batch_size = batch_size
+        self.precision = precision
+        self.fast = fast
+        self.embeddings_mb = embeddings_mb
         self._loaded: dict[torch.device, Loaded] = {}
         self._loading = threading.Lock()
 
@@ -85,7 +95,14 @@ class SharedSegmenter:
     def _load(self, place: torch.device, stamp: Stamp | None) -> Loaded:
         start = time.perf_counter()
         bundle = self.versions.bundle() if self.versions else self.bundle
-        segmenter = Segmenter(bundle, device=str(place), batch_size=self.batch_size)
+        segmenter = Segmenter(
+            bundle,
+            device=str(place),
+            batch_size=self.batch_size,
+            precision=self.precision,
+            fast=self.fast,
+            embeddings=EmbeddingCache(self.embeddings_mb * 10**6) if self.embeddings_mb else None,
+        )
         seconds = time.perf_counter() - start
         logger.info("Loaded %s on %s in %.1f s", bundle.path, place, seconds)
         return Loaded(segmenter, bundle, stamp)

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nibabel.fileholders import FileHolder
 from PIL import Image
 
 from esp_medsam_app.data.image import Grid
@@ -235,11 +236,11 @@ def test_failed_writing_leaves_the_old_file(
     write_label_map(target, np.ones((4, 5, 6), np.uint8), grid)
     before = target.read_bytes()
 
-    def full(image: object, path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def full(image: object, file_map: dict[str, FileHolder]) -> None:
+        file_map["image"].fileobj.write(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(nib, "save", full)
+    monkeypatch.setattr(nib.Nifti1Image, "to_file_map", full)
     with pytest.raises(OSError, match="no space left"):
         write_label_map(target, np.zeros((4, 5, 6), np.uint8), grid)
     assert target.read_bytes() == before

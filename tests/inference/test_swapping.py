@@ -46,7 +46,7 @@ def own(store: VersionStore) -> Segmenter:
 
 def logits(segmenter: Segmenter, modality: str) -> torch.Tensor:
     """Finer than masks: they differ where a single bit of a weight does."""
-    return segmenter._run(TILES, modality)
+    return segmenter.logits(TILES, modality)
 
 
 def parts(segmenter: Segmenter, modality: str) -> list[torch.nn.Module]:

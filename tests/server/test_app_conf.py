@@ -48,9 +48,24 @@ def test_values_come_as_text() -> None:
     assert (conf.preload, conf.batch_size, conf.bundle, conf.log_level) == (True, 3, None, "INFO")
 
 
+def test_precision_and_path() -> None:
+    conf = AppConf.parse(None)
+    assert (conf.precision, conf.fast) == ("auto", True)
+    conf = AppConf.parse({"precision": "float32", "fast": "false"})
+    assert (conf.precision, conf.fast) == ("float32", False)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("preload", "perhaps"), ("batch_size", "0"), ("batch_size", "many"), ("log_level", "LOUD")],
+    [
+        ("preload", "perhaps"),
+        ("batch_size", "0"),
+        ("batch_size", "many"),
+        ("log_level", "LOUD"),
+        ("precision", "int3"),
+        ("fast", "very"),
+        ("embeddings_mb", "-1"),
+    ],
 )
 def test_a_bad_value_is_named(key: str, value: str) -> None:
     with pytest.raises(InputError, match=f"--conf {key} {value}"):

@@ -44,6 +44,26 @@ def test_monai_label_finds_my_app(my_app: type[EspMedSamApp]) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_options_of_the_passes_reach_the_segmenter(
+    my_app: type[EspMedSamApp], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(family(my_app), "load_bundle", lambda path: BUNDLE)
+    monkeypatch.setattr(
+        "esp_medsam_app.server.shared_segmenter.Segmenter",
+        lambda *a, **b: made.append(b) or object(),
+    )
+    conf = {
+        "preload": "true", "device": "cpu", "batch_size": "2", "precision": "float32",
+        "fast": "false", "embeddings_mb": "3",
+    }  # fmt: skip
+    my_app(str(tmp_path / "app"), str(tmp_path / "studies"), conf)
+    embeddings = made[0].pop("embeddings")
+    assert embeddings.limit == 3_000_000
+    assert made[0] == {"device": "cpu", "batch_size": 2, "precision": "float32", "fast": False}
+
+
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("preload", "loads"), [("true", 1), ("false", 0)])
 def test_all_models_share_one_segmenter(
     my_app: type[EspMedSamApp], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
 from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
@@ -53,6 +54,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> DeSamBundle:
 @pytest.fixture(scope="module")
 def segmenters(bundle: DeSamBundle) -> SharedDeSam:
     return SharedDeSam(bundle, device="cpu")
+
+
+def test_precision_is_that_of_the_server(bundle: DeSamBundle) -> None:
+    for name, wanted in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        assert SharedDeSam(bundle, device="cpu", precision=name).get().dtype is wanted
 
 
 @pytest.fixture

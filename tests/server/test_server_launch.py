@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from esp_medsam_app.errors import EspMedSamError, InputError
-from esp_medsam_app.server.launch import ServerProcess, app_folder, free_port, start_server
+from esp_medsam_app.server.launch import (
+    ALLOCATOR,
+    ServerProcess,
+    app_folder,
+    free_port,
+    start_server,
+)
 
 ANSWERING = """
 import http.server, sys
@@ -107,6 +113,23 @@ def test_the_command_is_monai_label_s_own(tmp_path: Path) -> None:
     assert options["env"]["OMP_NUM_THREADS"] == "1"
     assert options["env"]["PATH"]
     assert server.url == f"http://127.0.0.1:{server.port}"
+
+
+def test_the_allocator_keeps_what_a_pass_frees_unless_the_admin_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1234")
+    environments: list[dict[str, str]] = []
+
+    def popen(command: list[str], **options: Any) -> Any:
+        environments.append(options["env"])
+
+    start_server(tmp_path, "studies", port=0, popen=popen, environment={"MALLOC_TOP_PAD_": "5678"})
+    (environment,) = environments
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == "1234"
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == ALLOCATOR["MALLOC_TRIM_THRESHOLD_"]
+    assert environment["MALLOC_TOP_PAD_"] == "5678"
 
 
 def test_the_app_is_found() -> None:

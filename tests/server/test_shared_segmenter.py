@@ -44,14 +44,22 @@ def test_nothing_is_loaded_before_the_first_request(counted: type[Counted]) -> N
 
 
 def test_threads_share_one(counted: type[Counted]) -> None:
-    shared = SharedSegmenter(BUNDLE, device="cpu", batch_size=3)
+    shared = SharedSegmenter(BUNDLE, device="cpu", batch_size=3, precision="float32", fast=False)
     counted.meeting.clear()
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(shared.get) for _ in range(4)]
         counted.meeting.set()
         loaded = {id(future.result()) for future in futures}
     assert len(loaded) == 1
-    assert counted.made == [{"device": "cpu", "batch_size": 3}]
+    assert counted.made == [
+        {
+            "device": "cpu",
+            "batch_size": 3,
+            "precision": "float32",
+            "fast": False,
+            "embeddings": None,
+        }
+    ]
 
 
 def test_names_of_the_same_device_share_one(counted: type[Counted]) -> None:

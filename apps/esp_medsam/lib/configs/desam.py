@@ -42,6 +42,7 @@ class DeSam(TaskConfig):
             versions=self.versions,
             device=self.options.device,
             batch_size=self.options.batch_size,
+            precision=self.options.precision,
         )
         if self.options.preload:
             self.segmenters.get()

@@ -42,6 +42,9 @@ class EspMedSam(TaskConfig):
             versions=self.versions,
             device=self.options.device,
             batch_size=self.options.batch_size,
+            precision=self.options.precision,
+            fast=self.options.fast,
+            embeddings_mb=self.options.embeddings_mb,
         )
         if self.options.preload:
             self.segmenters.get()
