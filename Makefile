@@ -14,6 +14,8 @@ STUDIES ?= $(SAMPLES)/studies
 SERVE_ARGS ?=
 # more options for pytest, e.g. make test PYTEST_ARGS="-m 'not e2e' -x"
 PYTEST_ARGS ?=
+# processes that share the tests, a file each; one thread each, as tests wait for servers a lot
+WORKERS ?= 2
 
 # sam2 would compile a CUDA extension that nothing here uses
 export SAM2_BUILD_CUDA := 0
@@ -76,7 +78,7 @@ types: $(VENV)/installed-dev
 
 ## unit        pytest only
 unit: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 ## format      let ruff mend what it can
 format: $(VENV)/installed-dev

@@ -1,7 +1,9 @@
 """How sure SPPG has to be that a tile holds the structure, fitted on cases that are not trained on.
 
 Looked at on the network's own grid, tile by tile. The limit is the lowest one at which hardly any
-tile without the structure is marked any more, as long as the mean Dice does not suffer.
+tile without the structure is marked any more, as long as the mean Dice does not suffer. Only slices
+of the cases themselves count: a limit against images of other things would be fitted where the
+cases are at their clearest, and silence those of another site.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.slices import SliceView
 from esp_medsam_app.evaluation.silence import MARKED
 from esp_medsam_app.inference import Segmenter
-from esp_medsam_app.inference.assessment import spread
 from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling, decide
 from esp_medsam_app.inference.presence import strongest_patch
 from esp_medsam_app.modalities import Modality
@@ -36,7 +37,7 @@ class SeenTile:
     """What was found on a tile.
 
     Attributes:
-        case: of which image it is; none for images of other things.
+        case: of which image it is.
         strongest: the largest logit of SPPG's map.
         marked: share of its pixels that are marked.
         overlap: pixels that are rightly marked, by label.
@@ -44,7 +45,7 @@ class SeenTile:
         there: pixels of the reference, by label.
     """
 
-    case: int | None
+    case: int
     strongest: float
     marked: float
     overlap: NDArray[np.int64]
@@ -64,8 +65,7 @@ class Calibration:
     Attributes:
         least: the logit that a patch has to reach; none: no limit is better.
         dice: mean Dice of the cases without it, and with it.
-        marked: share of the tiles without the structure that were marked, likewise. Of tiles of
-            the cases and of images of other things, the larger one.
+        marked: share of the tiles without the structure that were marked, likewise.
         lost: share of the tiles with the structure that are held empty.
     """
 
@@ -79,9 +79,8 @@ def seen_tiles(
     segmenter: Segmenter,
     modality: Modality,
     image: MedicalImage,
-    labels: NDArray[np.generic] | None,
-    case: int | None = None,
-    most_slices: int | None = None,
+    labels: NDArray[np.generic],
+    case: int,
 ) -> Iterator[SeenTile]:
     """What the network finds on the tiles of an image, before any limit.
 
@@ -89,28 +88,24 @@ def seen_tiles(
         segmenter: with the modality, of a design with SPPG.
         modality: its labels and rules.
         image: picture or volume.
-        labels: its reference, of the image's shape; none: it holds nothing of the modality.
+        labels: its reference, of the image's shape.
         case: a number for it.
-        most_slices: so many slices, evenly spread; all by default.
     """
     view = SliceView.of(image.grid)
     slices = view.slices(image.voxels)
-    chosen = spread(len(slices), most_slices or len(slices))
     tiling = Tiling(
         slices.shape[1], slices.shape[2], segmenter.bundle.description.input_size, modality.tiles
     )
     scale = IntensityScale.of(image.voxels, modality.intensity)
-    reference = np.zeros(slices.shape[:3], np.uint8)
-    if labels is not None:
-        reference = np.ascontiguousarray(view.slices(labels)).astype(np.uint8)
+    reference = torch.from_numpy(np.ascontiguousarray(view.slices(labels)).astype(np.uint8))
     pairs = (
         (tiling.cut(canvas, origin), tiling.cut(there, origin))
         for canvas, there in (
             (
                 tiling.scale(scale.apply(slices[index : index + 1]))[0],
-                tiling.scale_labels(torch.from_numpy(reference[index : index + 1]))[0],
+                tiling.scale_labels(reference[index : index + 1])[0],
             )
-            for index in chosen
+            for index in range(len(slices))
         )
         for origin in tiling.origins
     )
@@ -125,9 +120,7 @@ def seen_tiles(
             yield _seen(decide(logits), there, values, case, patch)
 
 
-def _seen(
-    labels: Tensor, there: Tensor, values: Tensor, case: int | None, strongest: float
-) -> SeenTile:
+def _seen(labels: Tensor, there: Tensor, values: Tensor, case: int, strongest: float) -> SeenTile:
     found, right = (
         labels == torch.arange(1, len(values) + 1)[:, None, None],
         there == values[:, None, None],
@@ -149,7 +142,7 @@ def calibrate(tiles: Sequence[SeenTile], most_marked: float) -> Calibration:
     not count; if none that counts is enough, it is the one that leaves the fewest marked.
 
     Args:
-        tiles: of cases and of images of other things; at least one of a case.
+        tiles: of all cases.
         most_marked: share of the tiles without the structure.
     """
     effect = _Effect(tiles)
@@ -162,7 +155,7 @@ def calibrate(tiles: Sequence[SeenTile], most_marked: float) -> Calibration:
     for limit, figures in found:
         if chosen.marked <= most_marked and chosen.dice >= best - TOLERANCE:
             break
-        if figures.dice >= best - TOLERANCE and sum(figures.shares) < sum(chosen.shares):
+        if figures.dice >= best - TOLERANCE and figures.marked < chosen.marked:
             least, chosen = limit, figures
     return Calibration(
         least, (before.dice, chosen.dice), (before.marked, chosen.marked), chosen.lost
@@ -171,19 +164,15 @@ def calibrate(tiles: Sequence[SeenTile], most_marked: float) -> Calibration:
 
 class _Figures(NamedTuple):
     dice: float
-    shares: tuple[float, ...]
+    marked: float
     lost: float
-
-    @property
-    def marked(self) -> float:
-        return max(self.shares, default=0.0)
 
 
 class _Effect:
     """What a limit does to tiles."""
 
     def __init__(self, tiles: Sequence[SeenTile]) -> None:
-        self.case = np.array([-1 if tile.case is None else tile.case for tile in tiles])
+        self.case = np.array([tile.case for tile in tiles])
         self.strongest = np.array([tile.strongest for tile in tiles])
         self.marked = np.array([tile.marked > MARKED for tile in tiles])
         self.empty = np.array([tile.empty for tile in tiles])
@@ -193,18 +182,14 @@ class _Effect:
         )
 
     def of(self, least: float) -> _Figures:
-        """Mean Dice of the cases, shares of empty tiles marked, share of the others held empty.
-
-        Empty tiles of the cases and of other images are counted apart.
-        """
+        """Mean Dice of the cases, share of empty tiles marked, share of the others held empty."""
         kept = self.strongest >= least
         dice = []
-        for case in np.unique(self.case[self.case >= 0]):
+        for case in np.unique(self.case):
             mine = self.case == case
             overlap = self.overlap[mine & kept].sum(0)
             total = self.found[mine & kept].sum(0) + self.there[mine].sum(0)
             dice.append(np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0).mean())
-        groups = (self.empty & (self.case >= 0), self.empty & (self.case < 0))
-        shares = [float((self.marked & kept)[group].mean()) for group in groups if group.any()]
+        marked = (self.marked & kept)[self.empty].mean() if self.empty.any() else 0.0
         lost = (~kept)[~self.empty].mean() if not self.empty.all() else 0.0
-        return _Figures(float(np.mean(dice)), tuple(shares), float(lost))
+        return _Figures(float(np.mean(dice)), float(marked), float(lost))

@@ -96,7 +96,7 @@ def assess_slicewise(
         slices = SliceView.of(image.grid).slices(image.voxels)
         tiling = Tiling(slices.shape[1], slices.shape[2], tile, modality.tiles)
         scale = IntensityScale.of(image.voxels, modality.intensity)
-        chosen = slices[spread(len(slices), most_slices)]
+        chosen = slices[_spread(len(slices), most_slices)]
         # no tile is padded where another is not
         shown = (min(tile, tiling.canvas[0]), min(tile, tiling.canvas[1]))
 
@@ -217,7 +217,7 @@ def _cropped(maps: Tensor, shown: tuple[int, int], side: int) -> Tensor:
     return maps[..., : -(-shown[0] // step), : -(-shown[1] // step)]
 
 
-def spread(count: int, most: int) -> NDArray[np.intp]:
+def _spread(count: int, most: int) -> NDArray[np.intp]:
     """Indices of at most `most` of `count` slices, the middles of equal parts."""
     wanted = min(count, max(1, most))
     return ((np.arange(wanted) + 0.5) * count / wanted).astype(np.intp)

@@ -26,29 +26,31 @@ def bundle(tmp_path: Path) -> Path:
     return small_starter(tmp_path / "bundle")
 
 
-@pytest.fixture
-def cases(tmp_path: Path) -> Path:
-    """Nuclei, drawn."""
-    folder = tmp_path / "cases"
+def drawn(folder: Path, pictures: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
-    for number in range(3):
-        drawn = nuclei(number, 96, 96, 6)
-        Image.fromarray(drawn.pixels).save(folder / "images" / f"{number}.png")
-        Image.fromarray(drawn.labels).save(folder / "labels" / f"{number}.png")
+    for name, (pixels, labels) in pictures.items():
+        Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
     return folder
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    """Nuclei."""
+    found = {f"nuclei{n}": nuclei(n, 96, 96, 6) for n in range(3)}
+    return drawn(tmp_path / "cases", {k: (v.pixels, v.labels) for k, v in found.items()})
 
 
 @pytest.fixture
 def shadows(tmp_path: Path) -> Path:
     """Pictures without a nucleus in which the weights find one."""
-    folder = tmp_path / "shadows"
-    folder.mkdir()
     rows, columns = np.mgrid[:48, :48]
+    pictures = {}
     for size in (4, 8, 16):
         grey = 200 - 180 * np.exp(-((rows - 24) ** 2 + (columns - 24) ** 2) / (2 * size**2))
-        Image.fromarray(grey.astype(np.uint8)).save(folder / f"{size}.png")
-    return folder
+        pictures[f"shadow{size}"] = (grey.astype(np.uint8), np.zeros((48, 48), np.uint8))
+    return drawn(tmp_path / "shadows", pictures)
 
 
 def calibrate(*arguments: str | Path) -> int:
@@ -57,26 +59,28 @@ def calibrate(*arguments: str | Path) -> int:
     return int(stopped.value.code or 0)
 
 
-def marked(bundle: Path, pictures: Path) -> int:
+def marked(bundle: Path, folder: Path) -> int:
     segmenter = Segmenter(load_bundle(bundle), device="cpu")
-    return sum(segmenter.segment(read_image(p), NUCLEI).any() for p in pictures.iterdir())
+    return sum(
+        segmenter.segment(read_image(p), NUCLEI).any() for p in (folder / "images").iterdir()
+    )
 
 
 def test_what_holds_nothing_is_empty_afterwards(
     bundle: Path, cases: Path, shadows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = marked(bundle, shadows), marked(bundle, cases / "images")
-    assert before == (3, 3)
-    assert calibrate("--data", cases, "--absent", shadows, "--bundle", bundle) == 0
-    assert "of what holds nothing 100.0% was marked, 0.0% is" in capsys.readouterr().out
+    assert (marked(bundle, shadows), marked(bundle, cases)) == (3, 3)
+    both = ("--data", cases, "--data", shadows)
+    assert calibrate(*both, "--bundle", bundle) == 0
+    assert "of the slices without it 100.0% were marked, 0.0% are" in capsys.readouterr().out
     assert list(load_bundle(bundle).description.presence) == [NUCLEI]
-    assert (marked(bundle, shadows), marked(bundle, cases / "images")) == (0, 3)
+    assert (marked(bundle, shadows), marked(bundle, cases)) == (0, 3)
     # fitted anew it is the same; without anything to hold back there is none
     fitted = load_bundle(bundle).description.presence
-    assert calibrate("--data", cases, "--absent", shadows, "--bundle", bundle) == 0
+    assert calibrate(*both, "--bundle", bundle) == 0
     assert load_bundle(bundle).description.presence == fitted
     assert calibrate("--data", cases, "--bundle", bundle) == 0
-    assert "no limit" in capsys.readouterr().out
+    assert "no limit. Dice" in capsys.readouterr().out
     assert load_bundle(bundle).description.presence == {}
 
 

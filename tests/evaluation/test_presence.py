@@ -33,8 +33,9 @@ def test_between_what_is_there_and_what_is_not() -> None:
 
 
 def test_the_lowest_that_is_enough() -> None:
-    many = [empty(n / 100, case=None) for n in range(100)]
-    found = calibrate([holding(5), *many], most_marked=0.1)
+    there = [holding(5) for _ in range(100)]
+    many = [empty(n / 100, found=2) for n in range(100)]
+    found = calibrate([*there, *many], most_marked=0.1)
     assert found.least == pytest.approx(0.89, abs=1e-3)
     assert found.marked[1] == pytest.approx(0.1)
 
@@ -48,9 +49,9 @@ def test_dice_comes_first() -> None:
 
 
 def test_no_limit_costs_what_another_one_gains() -> None:
-    """The highest limit would silence the last picture of something else, and a case with it."""
+    """The highest limit would silence the last empty tile, and a case with it."""
     faint = [tile(1, 0.5, 20, 20, 20) for _ in range(5)]
-    tiles = [*(holding(3) for _ in range(9)), *faint, empty(0), empty(1, case=None)]
+    tiles = [*(holding(3) for _ in range(9)), *faint, empty(0), empty(1)]
     found = calibrate(tiles, most_marked=0.03)
     assert found.least == pytest.approx(0, abs=1e-3)
     assert found.lost == 0
@@ -61,32 +62,24 @@ def test_no_limit_costs_what_another_one_gains() -> None:
     [
         [holding(2), holding(3)],
         [holding(2), empty(-1, found=0)],
-        # the first one costs a case
-        [holding(2), empty(3, case=None)],
+        # it would cost the only case
+        [holding(2), empty(3)],
     ],
 )
 def test_no_limit_where_nothing_is_gained(tiles: list[SeenTile]) -> None:
     assert calibrate(tiles, most_marked=0.03).least is None
 
 
-def test_images_of_other_things_count_by_themselves() -> None:
-    own = [empty(-5, found=0) for _ in range(97)]
-    found = calibrate([holding(4), *own, empty(1, case=None)], most_marked=0.03)
-    assert found.marked == (1.0, 0.0)
-    assert found.least == pytest.approx(1, abs=1e-3)
-
-
 @given(
     st.lists(
-        st.tuples(st.floats(-5, 5), st.integers(0, 50), st.integers(0, 50), st.booleans()),
+        st.tuples(st.floats(-5, 5), st.integers(0, 50), st.integers(0, 50)),
         min_size=1,
         max_size=20,
     )
 )
-def test_never_at_the_cost_of_dice(rows: list[tuple[float, int, int, bool]]) -> None:
+def test_never_at_the_cost_of_dice(rows: list[tuple[float, int, int]]) -> None:
     tiles = [holding(1.0)] + [
-        tile(None if foreign and not there else 0, strongest, there, found, min(there, found))
-        for strongest, there, found, foreign in rows
+        tile(0, strongest, there, found, min(there, found)) for strongest, there, found in rows
     ]
     found = calibrate(tiles, most_marked=0.03)
     assert found.dice[1] >= found.dice[0] - TOLERANCE
