@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
+from esp_medsam_app.server.door.ohif_edits import edited_files
 from esp_medsam_app.server.door.refusal import RefusedError
 
 _FOREIGN_LINK = re.compile(r"<link\b[^>]*\bhref=[\"']?https?://[^>]*>", re.IGNORECASE)
@@ -26,8 +27,8 @@ _POLICY = "; ".join(
     ]
 )
 # Where the panel finds this server; it would guess port 8000, or take what another server on this
-# host left. Only the browser knows the address behind a reverse proxy, and the panel reads the cookie
-# as its own `escape` writes it, below the path that it would choose itself.
+# host left. Only the browser knows the address behind a reverse proxy. The panel reads the cookie
+# as its own `escape` writes it, and prefers one below the path that it would choose itself.
 _SERVER_URL = (
     "<script>document.cookie = "
     "'MONAILABEL_SERVER_URL=' + escape(location.origin + '/') + '; path=/ohif; samesite=lax'"
@@ -61,6 +62,10 @@ def viewer(path: str) -> Response:
         file = folder / "index.html"
     if file.name == "index.html":
         return _page(file)
+    if file.parent == folder and file.name in (edited := edited_files(folder)):
+        # the name tells a browser that the content never changes, and it may have had the other one
+        headers = {"cache-control": "no-cache"}
+        return Response(edited[file.name], media_type="text/javascript", headers=headers)
     if file.suffix == ".css":
         text = _FOREIGN_IMPORT.sub("", file.read_text(encoding="utf-8"))
         return Response(text, media_type="text/css")

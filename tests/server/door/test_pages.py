@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.door.ohif import ohif_folder
+from esp_medsam_app.server.door.ohif_edits import EDITS, edited_files
 
 LOADED = re.compile(r"(?:src|href)=[\"']?([^\"' >]+)|@import[^;]*?[\"'(](https?:[^\"')]+)")
 
@@ -70,6 +71,26 @@ def test_ohif_finds_the_server_by_itself(door: TestClient) -> None:
     # of the page's own address: the server does not know under which name it is reached
     assert "location.origin" in page.text
     assert "set-cookie" not in page.headers
+
+
+def test_ohif_corrects_and_exports(door: TestClient) -> None:
+    """Every edit is found in one file of this very OHIF; what the viewer makes of it: e2e."""
+    files = edited_files(ohif_folder())
+    own = {name: (ohif_folder() / name).read_text() for name in files}
+    for before, after in EDITS:
+        assert sum(text.count(before) for text in own.values()) == 1
+        assert sum(text.count(after) for text in files.values()) == 1
+    for name, text in files.items():
+        answer = door.get(f"/ohif/{name}")
+        assert answer.text == text
+        assert answer.headers["content-type"].startswith("text/javascript")
+        # a browser may have the other one, from a server without the door
+        assert answer.headers["cache-control"] == "no-cache"
+
+
+def test_another_ohif_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "1.bundle.2.js").write_text("rightPanels: [somethingElse],")
+    assert edited_files(tmp_path) == {}
 
 
 def test_the_endpoints_are_listed(door: TestClient) -> None:
