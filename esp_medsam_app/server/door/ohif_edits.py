@@ -62,8 +62,8 @@ const told = (type, message) => servicesManager.services.uiNotificationService.s
         told('error', 'The segmentation could not be stored');
         throw error;
       }"""
-# what stands in OHIF's code, and what is sent in its place
-EDITS = (
+# what stands in one file of OHIF's, and what is sent in its place: all of it or nothing
+_PANEL = (
     (
         "rightPanels: [monailabel.monaiLabel],",
         "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool],",
@@ -74,6 +74,8 @@ EDITS = (
     ),
     # a name without a button would stop the panel
     ("'segmentationToolbox', ['BrushTools', 'Shapes']", "'segmentationToolbox', ['BrushTools']"),
+)
+_EXPORT = (
     (
         "      segmentationId,\n      dataSource\n    }) => {\n      const promptResult",
         "      segmentationId,\n      dataSource = extensionManager.getActiveDataSource()[0]\n"
@@ -81,6 +83,7 @@ EDITS = (
     ),
     ("await dataSource.store.dicom(naturalizedReport);", _STORE),
 )
+EDITS = (_PANEL, _EXPORT)
 
 
 @lru_cache(maxsize=1)
@@ -95,8 +98,9 @@ def edited_files(folder: Path) -> dict[str, str]:
         if file.stat().st_size > _LARGEST:
             continue
         text = file.read_text(encoding="utf-8")
-        if any(before in text for before, _ in EDITS):
-            for before, after in EDITS:
-                text = text.replace(before, after)
-            found[file.name] = text
+        for edits in EDITS:
+            if all(before in text for before, _ in edits):
+                for before, after in edits:
+                    text = text.replace(before, after)
+                found[file.name] = text
     return found

@@ -256,5 +256,10 @@ def _head(stored: Mapping[str, Any]) -> SegmentationHead:
         **stored,
         "images": tuple(stored["images"]),
         "instances": frozenset(stored["instances"]),
-        "names": {int(number): name for number, name in stored["names"].items()},
+        "names": _numbered(stored["names"]),
+        "drawn": _numbered(stored["drawn"]),
     })  # fmt: skip
+
+
+def _numbered(names: Mapping[str, str]) -> dict[int, str]:
+    return {int(number): name for number, name in names.items()}
