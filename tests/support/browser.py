@@ -23,7 +23,7 @@ _ARGUMENTS = (
     "--disable-sync",
 )
 _SIZE = {"width": 1280, "height": 720}
-_SECONDS = 120
+_SECONDS = 60
 # a folder that gets pictures of what the tests see
 SCREENSHOTS = "ESP_MEDSAM_SCREENSHOTS"
 
