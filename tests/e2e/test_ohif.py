@@ -55,6 +55,8 @@ LABEL_MAP = """() => {
         voxels: Array.from(volume.voxelManager.getCompleteScalarDataArray()),
     };
 }"""
+SET = """voxels => services.segmentationService.getLabelmapVolume('1')
+    .voxelManager.setCompleteScalarDataArray(Uint8Array.from(voxels))"""
 SHOWN = """() => {
     const engine = window.cornerstone && cornerstone.getRenderingEngines()[0];
     const viewports = engine ? engine.getViewports() : [];
@@ -91,6 +93,14 @@ class Hospital:
         return [line for line in lines if line["action"] == action]
 
 
+def numbered_downwards(slices: list[Dataset]) -> list[Dataset]:
+    """The same slices, the highest the first instance."""
+    result = copy.deepcopy(slices)
+    for number, slice_ in enumerate(reversed(result), start=1):
+        slice_.InstanceNumber = number
+    return result
+
+
 def stored(archive: Orthanc, slices: list[Dataset], patient: str, name: str, date: str) -> Study:
     """The slices as a study of another patient."""
     told = {
@@ -125,7 +135,7 @@ def hospital(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     studies = [
         stored(archive, slices[5:9], "ALPHA1", "Alpha^Anna", "20260101"),
         stored(archive, slices[6:9], "ALPHA1", "Alpha^Anna", "20260202"),
-        stored(archive, slices[5:8], "BETA2", "Beta^Bob", "20260303"),
+        stored(archive, numbered_downwards(slices[5:8]), "BETA2", "Beta^Bob", "20260303"),
     ]
     log, audit = folder / "log.txt", folder / "audit.jsonl"
     with log.open("wb") as output:
@@ -282,15 +292,7 @@ def test_a_mask_is_drawn_corrected_and_submitted(
     added = corrected != shown
     assert 0 < added.sum() < 2000
     assert (corrected[added] == OHIF_LIVER).all()
-    labels = until(lambda: hospital.get("/datastore/", output="all")["objects"][study.series])
-    assert list(labels["labels"]) == ["final"]
-    content = requests.get(
-        f"{hospital.url}/datastore/label",
-        params={"label": study.series, "tag": "final"},
-        timeout=PATIENCE,
-    )
-    (tmp_path / "label.nii.gz").write_bytes(content.content)
-    label = sitk.ReadImage(str(tmp_path / "label.nii.gz"))
+    label = submitted(hospital, study, tmp_path)
     found = sitk.GetArrayFromImage(label) * OHIF_LIVER
     print(f"{(found != corrected).sum()} wrong after export, {added.sum()} painted")
     assert np.allclose(label.GetOrigin(), reference.GetOrigin(), atol=1e-3)
@@ -302,6 +304,23 @@ def test_a_mask_is_drawn_corrected_and_submitted(
     assert len(hospital.audited("dicom.store")) == 1
     # nobody's name in what the server keeps of it
     assert "Alpha" not in hospital.log.read_text() + hospital.audit.read_text()
+
+
+def submitted(hospital: Hospital, study: Study, folder: Path) -> sitk.Image:
+    """The final label of a study's image, as soon as there is one."""
+
+    def told() -> dict[str, Any]:
+        image = hospital.get("/datastore/", output="all")["objects"][study.series]
+        return dict(image["labels"]["final"])
+
+    until(told)
+    content = requests.get(
+        f"{hospital.url}/datastore/label",
+        params={"label": study.series, "tag": "final"},
+        timeout=PATIENCE,
+    )
+    (folder / "label.nii.gz").write_bytes(content.content)
+    return sitk.ReadImage(str(folder / "label.nii.gz"))
 
 
 def paint(viewer: Any) -> None:
@@ -371,6 +390,23 @@ def test_the_next_sample_is_opened(viewer: Any, hospital: Hospital) -> None:
     assert parse_qs(urlsplit(viewer.url).query) == {"StudyInstanceUIDs": [offered.uid]}
     viewer.wait_for_function(SHOWN)
     connect(viewer, hospital)
+
+
+def test_slices_that_are_numbered_the_other_way(
+    viewer: Any, hospital: Hospital, tmp_path: Path
+) -> None:
+    """The export has to find the image of each mask by its place."""
+    study = hospital.studies[2]
+    open_study(viewer, hospital, study)
+    shown, where = label_map(viewer)
+    for index in range(len(shown)):
+        shown[index, 20 * (index + 1) : 20 * (index + 2), 30:60] = OHIF_LIVER
+    viewer.evaluate(SET, shown.ravel().tolist())
+    viewer.locator("[data-cy=panelSegmentationWithTools-btn]").click()
+    export(viewer, "The other way")
+    label = submitted(hospital, study, tmp_path)
+    assert np.allclose(label.GetOrigin(), where["origin"], atol=1e-3)
+    assert np.array_equal(sitk.GetArrayFromImage(label) * OHIF_LIVER, shown)
 
 
 def test_training_is_started_and_stopped(viewer: Any, hospital: Hospital) -> None:

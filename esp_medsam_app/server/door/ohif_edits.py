@@ -1,10 +1,12 @@
 """What the OHIF that MONAI Label carries lacks to correct a mask and to send it back.
 
 Its mode *MONAI Label* comes without the panel that shows segments, paints and exports them, though
-it has all that the panel needs; and the command behind *Export DICOM SEG* is shadowed by another
-one of the same name, which does not know where to store and then fails without a word. Both are
-mended in the code as it is sent. Files of another OHIF, in which the places are not found, stay as
-they are.
+it has all that the panel needs. The command behind *Export DICOM SEG* is shadowed by another one of
+the same name, which does not know where to store and then fails without a word. And the export puts
+the first mask on the last slice where instances are numbered along the patient, since the library
+that writes the file sorts the images by place, and the masks stay in the viewer's order. All three
+are mended in the code as it is sent. Files of another OHIF, in which the places are not found, stay
+as they are.
 """
 
 from __future__ import annotations
@@ -62,6 +64,17 @@ const told = (type, message) => servicesManager.services.uiNotificationService.s
         told('error', 'The segmentation could not be stored');
         throw error;
       }"""
+_IMAGES = "const segImages = imageIds.map(imageId => esm.cache.getImage(imageId));"
+# by the distance along the slices' normal, the greatest first, as the library will
+_SORTED = """\
+const depth = image => {
+        const { rowCosines: r, columnCosines: c, imagePositionPatient: p } =
+          esm.metaData.get('imagePlaneModule', image.referencedImageId);
+        return (r[1] * c[2] - r[2] * c[1]) * p[0] + (r[2] * c[0] - r[0] * c[2]) * p[1] +
+          (r[0] * c[1] - r[1] * c[0]) * p[2];
+      };
+      const segImages = imageIds.map(imageId => esm.cache.getImage(imageId))
+        .sort((one, other) => depth(other) - depth(one));"""
 # what stands in one file of OHIF's, and what is sent in its place: all of it or nothing
 _PANEL = (
     (
@@ -82,6 +95,7 @@ _EXPORT = (
         "    }) => {\n      const promptResult",
     ),
     ("await dataSource.store.dicom(naturalizedReport);", _STORE),
+    (_IMAGES, _SORTED),
 )
 EDITS = (_PANEL, _EXPORT)
 
