@@ -375,6 +375,7 @@ def test_the_next_sample_is_opened(viewer: Any, hospital: Hospital) -> None:
     viewer.get_by_role("button", name="Next Sample").click()
     form = viewer.locator(".nextSampleForm").first
     form.get_by_text("Patient ID").wait_for()
+    picture(viewer, "ohif_next")
     told = form.inner_text()
     labelled = hospital.get("/datastore/", output="all")["objects"]
     offered = next(one for one in hospital.studies if one.series in told)

@@ -192,19 +192,20 @@ def test_some_segments_are_submitted_and_fetched(
     slicer: Any, station: Station, tmp_path: Path
 ) -> None:
     image = read(image_file(station, station.mr, tmp_path))
-    # Slicer counts the segments that it exports from one, whatever the model calls them
+    # Slicer counts the segments that it exports from one, whatever the model calls them; the module
+    # sends their names, and no model
     drawn = drawn_on(image, tmp_path / "label.nrrd", 1)
-    params = {"label_info": [{"name": POSTERIOR, "idx": 1}], "model": HIPPOCAMPUS}
+    params = {"label_info": [{"name": POSTERIOR, "idx": 1}]}
     saved = slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
     assert saved["image"] == station.mr
     assert slicer.info()["datastore"]["completed"] == 1
     final = read(slicer.download_label(station.mr, "final"))
     assert same_place(final, image)
     assert np.array_equal(sitk.GetArrayFromImage(final), 2 * drawn)
-    # both, behind a background that the module's list has and its export has not
+    # both, behind a background: the module counts it in idx, and Slicer's export does not
     drawn = drawn_on(image, tmp_path / "label.nrrd", 1, 2)
-    names = ("background", POSTERIOR, "anterior_hippocampus")
-    params = {"label_info": [{"name": n, "idx": i} for i, n in enumerate(names)]}
+    names = (POSTERIOR, "anterior_hippocampus")
+    params = {"label_info": [{"name": n, "idx": i} for i, n in enumerate(names, start=2)]}
     slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
     final = sitk.GetArrayFromImage(read(slicer.download_label(station.mr, "final")))
     assert np.array_equal(final, np.array([0, 2, 1])[drawn])
@@ -247,7 +248,7 @@ def test_training_is_started_asked_for_and_stopped(
 ) -> None:
     image = read(image_file(station, station.mr, tmp_path))
     drawn_on(image, tmp_path / "label.nrrd", 1)
-    params = {"label_info": [{"name": POSTERIOR, "idx": 1}], "model": HIPPOCAMPUS}
+    params = {"label_info": [{"name": POSTERIOR, "idx": 1}]}
     slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
     started = slicer.train_start(HIPPOCAMPUS, {"max_epochs": 200, "tracking": "None"})
     assert started["status"] in ("SUBMITTED", "RUNNING")
@@ -304,7 +305,7 @@ def test_slicer_itself_reads_and_writes_it(slicer: Any, station: Station, tmp_pa
     slicer.save_label(
         station.ct,
         str(tmp_path / "exported.nrrd"),
-        params={"label_info": [{"name": "liver", "idx": 1}], "model": LIVER},
+        params={"label_info": [{"name": "liver", "idx": 1}]},
     )
     final = read(slicer.download_label(station.ct, "final"))
     assert np.array_equal(sitk.GetArrayFromImage(final), sitk.GetArrayFromImage(read(file)))
@@ -316,7 +317,7 @@ def test_slicer_itself_reads_and_writes_it(slicer: Any, station: Station, tmp_pa
     slicer.save_label(
         station.mr,
         str(tmp_path / "exported.nrrd"),
-        params={"label_info": [{"name": POSTERIOR, "idx": 1}], "model": HIPPOCAMPUS},
+        params={"label_info": [{"name": POSTERIOR, "idx": 1}]},
     )
     final = sitk.GetArrayFromImage(read(slicer.download_label(station.mr, "final")))
     assert np.array_equal(final, np.where(drawn == 2, 2, 0))
