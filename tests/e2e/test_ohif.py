@@ -302,6 +302,11 @@ def test_a_mask_is_drawn_corrected_and_submitted(
     (line,) = hospital.audited("label.save")
     assert line["image"] == study.series
     assert len(hospital.audited("dicom.store")) == 1
+    # the first tab has lost its connection meanwhile, and nothing else
+    viewer.locator("[data-cy=monailabel-btn]").click()
+    connect(viewer, hospital)
+    viewer.locator("[title='1/3 samples annotated']").wait_for(state="attached")
+    assert np.array_equal(label_map(viewer)[0], corrected)
     # nobody's name in what the server keeps of it
     assert "Alpha" not in hospital.log.read_text() + hospital.audit.read_text()
 
