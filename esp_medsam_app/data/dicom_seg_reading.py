@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class SegmentationHead:
         names: of its segments, by number.
         created: ContentDate and ContentTime, sortable; may be empty.
         automatic: no person has drawn or corrected any of it.
+        drawn: as `names`, of those segments alone that have frames; empty where frames do not tell.
     """
 
     instance: str
@@ -45,6 +46,7 @@ class SegmentationHead:
     names: Mapping[int, str]
     created: str
     automatic: bool
+    drawn: Mapping[int, str] = field(default_factory=dict)
 
 
 def is_segmentation(dataset: Dataset) -> bool:
@@ -78,6 +80,8 @@ def head_of(dataset: Dataset) -> SegmentationHead:
     """
     try:
         segments = list(dataset.SegmentSequence)
+        names = {int(s.SegmentNumber): str(s.get("SegmentLabel") or "") for s in segments}
+        framed = _framed(dataset)
         references = dataset.get("ReferencedSeriesSequence") or []
         return SegmentationHead(
             instance=str(dataset.SOPInstanceUID),
@@ -89,13 +93,23 @@ def head_of(dataset: Dataset) -> SegmentationHead:
                 for item in references
                 for instance in item.get("ReferencedInstanceSequence") or []
             ),
-            names={int(s.SegmentNumber): str(s.get("SegmentLabel") or "") for s in segments},
+            names=names,
             created=f"{dataset.get('ContentDate') or ''}{dataset.get('ContentTime') or ''}",
             automatic=bool(segments)
             and all(s.get("SegmentAlgorithmType") == "AUTOMATIC" for s in segments),
+            drawn={number: name for number, name in names.items() if number in framed},
         )
     except (AttributeError, ValueError, TypeError) as error:
         raise InputError(f"the segmentation is incomplete ({error})", remedy=_REMEDY) from error
+
+
+def _framed(dataset: Dataset) -> set[int]:
+    """Numbers of the segments that frames belong to."""
+    count = len(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    groups = (
+        functional_group(dataset, index, "SegmentIdentificationSequence") for index in range(count)
+    )
+    return {int(group.ReferencedSegmentNumber) for group in groups if group is not None}
 
 
 def labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:

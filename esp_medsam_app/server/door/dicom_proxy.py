@@ -42,6 +42,8 @@ _CONNECT_SECONDS = 5.0
 _STORED = (200, 202)
 
 logger = logging.getLogger(__name__)
+# it would note every search of the viewers, the patients' names and numbers with it
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class DicomProxy:
@@ -169,6 +171,9 @@ def target(path: str, method: str, query: bytes) -> str:
     }
     if service == "qido" and resource.endswith("metadata"):
         service = "wado"
+    if method == "POST":
+        # OHIF stores where it reads
+        service = service and "stow"
     prefix = prefixes.get(service)
     parts = [base.rstrip("/"), *([prefix.strip("/")] if prefix else []), resource]
     url = "/".join(parts)

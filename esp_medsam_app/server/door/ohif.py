@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import monailabel
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
+from esp_medsam_app.server.door.ohif_edits import edited_files
 from esp_medsam_app.server.door.refusal import RefusedError
 
 _FOREIGN_LINK = re.compile(r"<link\b[^>]*\bhref=[\"']?https?://[^>]*>", re.IGNORECASE)
@@ -24,6 +25,14 @@ _POLICY = "; ".join(
         "worker-src 'self' blob:",
         "frame-ancestors 'self'",
     ]
+)
+# Where the panel finds this server; it would guess port 8000, or take what another server on this
+# host left. Only the browser knows the address behind a reverse proxy. The panel reads the cookie
+# as its own `escape` writes it, and prefers one below the path that it would choose itself.
+_SERVER_URL = (
+    "<script>document.cookie = "
+    "'MONAILABEL_SERVER_URL=' + escape(location.origin + '/') + '; path=/ohif; samesite=lax'"
+    "</script>"
 )
 
 router = APIRouter(
@@ -39,7 +48,7 @@ def ohif_folder() -> Path:
 
 
 @router.get("/{path:path}", include_in_schema=False)
-def viewer(request: Request, path: str) -> Response:
+def viewer(path: str) -> Response:
     """A file of the viewer; its page for every path that names none: those are the viewer's own."""
     folder = ohif_folder().resolve()
     if not (folder / "index.html").is_file():
@@ -52,18 +61,19 @@ def viewer(request: Request, path: str) -> Response:
     if not file.is_file():
         file = folder / "index.html"
     if file.name == "index.html":
-        return _page(request, file)
+        return _page(file)
+    if file.parent == folder and file.name in (edited := edited_files(folder)):
+        # the name tells a browser that the content never changes, and it may have had the other one
+        headers = {"cache-control": "no-cache"}
+        return Response(edited[file.name], media_type="text/javascript", headers=headers)
     if file.suffix == ".css":
         text = _FOREIGN_IMPORT.sub("", file.read_text(encoding="utf-8"))
         return Response(text, media_type="text/css")
     return FileResponse(file)
 
 
-def _page(request: Request, file: Path) -> HTMLResponse:
-    page = HTMLResponse(_FOREIGN_LINK.sub("", file.read_text(encoding="utf-8")))
+def _page(file: Path) -> HTMLResponse:
+    text = _FOREIGN_LINK.sub("", file.read_text(encoding="utf-8"))
+    page = HTMLResponse(text.replace("<head>", f"<head>{_SERVER_URL}", 1))
     page.headers["content-security-policy"] = _POLICY
-    if "MONAILABEL_SERVER_URL" not in request.cookies:
-        # where its panel finds this server; it would guess another port
-        url = f"{request.url.scheme}://{request.url.netloc}/"
-        page.set_cookie("MONAILABEL_SERVER_URL", url, samesite="lax")
     return page

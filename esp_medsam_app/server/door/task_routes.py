@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
@@ -12,6 +13,7 @@ from monailabel.config import settings
 from monailabel.endpoints import activelearning
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.utils.async_tasks import utils as background
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks
 
@@ -90,8 +92,10 @@ def train_all(params: Params = None, run_sync: bool = False) -> dict[str, Any]:
 
 @router.delete("/train/", tags=["Train"], dependencies=[_admin], summary="Stop the training")
 def stop_training() -> Any:
-    """What serves stays as it is."""
-    stopped = AsyncTask.stop("train")
+    """Those that wait for their turn do not start any more. What serves stays as it is."""
+    with _starting:
+        _drop_waiting("train")
+        stopped = AsyncTask.stop("train")
     audit("train.stop", stopped=stopped is not None)
     return stopped
 
@@ -175,6 +179,19 @@ def _started(
     if task is None:
         raise RefusedError(429, str(reason), {"retry-after": "30"})
     return dict(task)
+
+
+def _drop_waiting(method: str) -> None:
+    """Forget the tasks of a queue, as MONAI Label does not: the next one would start at once."""
+    executor = background.background_executors.pop(method, None)
+    if executor is None:
+        return
+    executor.shutdown(wait=False, cancel_futures=True)
+    running = background.background_processes.get(method) or {}
+    for task in tasks(method):
+        if task["status"] == "SUBMITTED" and task["id"] not in running:
+            task["status"] = "STOPPED"
+            task["end_ts"] = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _check_idle(method: str, name: str) -> None:

@@ -27,6 +27,7 @@ NO_IMAGES = frozenset(
     ("SEG", "SR", "PR", "KO", "DOC", "REG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "RWV",
      "AU", "ECG", "EPS", "HD", "PLAN", "FID", "STAIN", "TEXTUREMAP", "M3D", "ANN")
 )  # fmt: skip
+_PROXY = "/proxy/dicom/wado"
 _INFO = {
     "Modality": "modality",
     "StudyDate": "study_date",
@@ -34,7 +35,6 @@ _INFO = {
     "PatientID": "patient",
     "StudyInstanceUID": "study",
     "SeriesInstanceUID": "series",
-    "RetrieveURL": "url",
     "SeriesDescription": "description",
     "BodyPartExamined": "body_part",
 }
@@ -58,7 +58,6 @@ class Series:
     study_time: str = ""
     description: str = ""
     body_part: str = ""
-    url: str = ""
     instances: int = -1
 
     @classmethod
@@ -69,8 +68,12 @@ class Series:
         return cls(**texts, instances=-1 if count is None else int(count))
 
     def info(self) -> dict[str, Any]:
-        """By DICOM's names, as MONAI Label and OHIF know them."""
-        return {tag: getattr(self, name) or "UNK" for tag, name in _INFO.items()}
+        """By DICOM's names, as MONAI Label and OHIF know them.
+
+        RetrieveURL is this server's: viewers need not know the PACS', and may not reach it.
+        """
+        told = {tag: getattr(self, name) or "UNK" for tag, name in _INFO.items()}
+        return {**told, "RetrieveURL": f"{_PROXY}/studies/{self.study}/series/{self.series}"}
 
 
 @dataclass(frozen=True)
@@ -256,5 +259,10 @@ def _head(stored: Mapping[str, Any]) -> SegmentationHead:
         **stored,
         "images": tuple(stored["images"]),
         "instances": frozenset(stored["instances"]),
-        "names": {int(number): name for number, name in stored["names"].items()},
+        "names": _numbered(stored["names"]),
+        "drawn": _numbered(stored["drawn"]),
     })  # fmt: skip
+
+
+def _numbered(names: Mapping[str, str]) -> dict[int, str]:
+    return {int(number): name for number, name in names.items()}

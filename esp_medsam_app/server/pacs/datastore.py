@@ -592,7 +592,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             dataset = read_segmentation_file(file)
             head = head_of(dataset)
             labels = labels_on(dataset, self._grid(image_id))
-            named = {**info, "label_info": _entries(head.names)}
+            named = {**info, "label_info": _entries(self._names_of(head))}
             grid = self._grid(image_id)
             return write_label_map(folder / "label.nii.gz", labels, grid), named
         return file, info
@@ -620,7 +620,17 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         return None
 
     def _modality_of(self, head: SegmentationHead) -> Modality | None:
-        return modality_of_names(set(head.names.values()), self._models().values())
+        return modality_of_names(set(self._names_of(head).values()), self._models().values())
+
+    def _names_of(self, head: SegmentationHead) -> Mapping[int, str]:
+        """Of its segments; of those drawn if only these are labels of one model.
+
+        OHIF describes the labels of all models that it knows, whichever of them was run.
+        """
+        names = (head.names, head.drawn)
+        models = self._models().values()
+        fitting = (one for one in names if modality_of_names(set(one.values()), models) is not None)
+        return next(fitting, head.names)
 
     def _refers_to(self, head: SegmentationHead, place: Place) -> bool:
         cached = self.cache.find(place.series)
@@ -644,7 +654,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     def _info(self, head: SegmentationHead) -> dict[str, Any]:
         modality = self._modality_of(head)
         labels = modality.labels if modality is not None else {}
-        matched = [match_name(name, labels) for name in head.names.values()]
+        matched = [match_name(name, labels) for name in self._names_of(head).values()]
         return {
             "label_info": [{"name": name, "idx": labels[name]} for name in matched if name],
             "SeriesInstanceUID": head.series,
@@ -680,7 +690,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         grid = self._grid(image_id)
         labels = labels_on(dataset, grid)
         info = {
-            "label_info": _entries(head.names),
+            "label_info": _entries(self._names_of(head)),
             "SeriesInstanceUID": head.series,
             "StudyInstanceUID": head.study,
             INSTANCE: head.instance,

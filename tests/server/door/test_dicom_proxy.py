@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -256,6 +257,17 @@ def test_google_s_token(
     assert pacs.asked[0][2]["authorization"] == "Bearer of google"
 
 
+def test_no_log_has_what_viewers_search_for(
+    door: TestClient, pacs: Pacs, served_from: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answer = served_from(door).get("/proxy/dicom/qido/studies?PatientName=*Mueller*")
+    assert answer.status_code == 200
+    assert "Mueller" in pacs.asked[0][1]
+    # the test's own client notes what it asks for as well, but by another address
+    assert [line for line in caplog.messages if "Mueller" in line and pacs.url in line] == []
+
+
 def test_prefixes_of_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monai_settings, "MONAI_LABEL_STUDIES", "http://pacs/")
     for service in ("WADO", "QIDO", "STOW"):
@@ -265,6 +277,9 @@ def test_prefixes_of_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
     assert target(base + "qido/studies", "GET", b"a=1") == "http://pacs/qido-rs/studies?a=1"
     assert target(base + "wado/studies/1", "GET", b"") == "http://pacs/wado-rs/studies/1"
     assert target(base + "stow/studies", "POST", b"") == "http://pacs/stow-rs/studies"
+    # OHIF stores where it reads
+    assert target(base + "wado/studies", "POST", b"") == "http://pacs/stow-rs/studies"
+    assert target(base + "studies", "POST", b"") == "http://pacs/studies"
     # some OHIF asks for metadata by the wrong service
     metadata = "studies/1/series/2/metadata"
     assert target(f"{base}qido/{metadata}", "GET", b"") == f"http://pacs/wado-rs/{metadata}"

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.door.ohif import ohif_folder
+from esp_medsam_app.server.door.ohif_edits import EDITS, edited_files
 
 LOADED = re.compile(r"(?:src|href)=[\"']?([^\"' >]+)|@import[^;]*?[\"'(](https?:[^\"')]+)")
 
@@ -62,11 +63,37 @@ def test_ohif_s_folder_is_not_left(door: TestClient, path: str) -> None:
 
 
 def test_ohif_finds_the_server_by_itself(door: TestClient) -> None:
-    page = door.get("/ohif/", headers={"host": "label.site.org"})
-    assert page.cookies["MONAILABEL_SERVER_URL"].strip('"') == "http://label.site.org/"
-    assert "httponly" not in page.headers["set-cookie"].lower()
-    again = door.get("/ohif/", headers={"cookie": "MONAILABEL_SERVER_URL=http://other/"})
-    assert "set-cookie" not in again.headers
+    """What a browser makes of it: tests/e2e/test_ohif.py."""
+    page = door.get("/ohif/monai-label?StudyInstanceUIDs=1.2")
+    head = page.text.index("document.cookie = 'MONAILABEL_SERVER_URL='")
+    # before any code of the viewer can read it
+    assert head < page.text.index("</script>") < page.text.index("PUBLIC_URL")
+    # of the page's own address: the server does not know under which name it is reached
+    assert "location.origin" in page.text
+    assert "set-cookie" not in page.headers
+
+
+def test_ohif_corrects_and_exports(door: TestClient) -> None:
+    """Every edit is found in one file of this very OHIF; what the viewer makes of it: e2e."""
+    files = edited_files(ohif_folder())
+    assert len(files) == len(EDITS)
+    for edits in EDITS:
+        name = next(name for name, text in files.items() if edits[0][1] in text)
+        own = (ohif_folder() / name).read_text()
+        assert [own.count(before) for before, _ in edits] == [1] * len(edits)
+        assert [files[name].count(after) for _, after in edits] == [1] * len(edits)
+    for name, text in files.items():
+        answer = door.get(f"/ohif/{name}")
+        assert answer.text == text
+        assert answer.headers["content-type"].startswith("text/javascript")
+        # a browser may have the other one, from a server without the door
+        assert answer.headers["cache-control"] == "no-cache"
+
+
+def test_another_ohif_stays_as_it_is(tmp_path: Path) -> None:
+    some = "".join(before for before, _ in EDITS[0][:-1])
+    (tmp_path / "1.bundle.2.js").write_text(some)
+    assert edited_files(tmp_path) == {}
 
 
 def test_the_endpoints_are_listed(door: TestClient) -> None:

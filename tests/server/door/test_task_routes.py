@@ -192,3 +192,36 @@ def test_a_batch_in_the_server_itself(door: TestClient, started: STARTED) -> Non
     assert not threading.current_thread().name.startswith("request")
     scores = door.post("/scoring/sum", params={"run_sync": True})
     assert scores.status_code == 200
+
+
+def test_stopping_a_training_stops_those_that_wait(
+    door: TestClient, app: EspMedSamApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OHIF's button starts one after another, and stops once."""
+    begun, stopped = threading.Event(), threading.Event()
+    ran = []
+
+    def work(task: dict[str, Any], method: str, *_: Any) -> None:
+        ran.append(task["request"]["model"])
+        task["status"] = "RUNNING"
+        begun.set()
+        stopped.wait(30)
+
+    trainer = SimpleNamespace(info=dict, stats=dict)
+    trainers = {"esp_medsam_ct_organs": trainer, "esp_medsam_spots": trainer}
+    monkeypatch.setattr(app, "_trainers", trainers)
+    monkeypatch.setattr(utils, "_task_func", work)
+    monkeypatch.setattr(utils, "background_tasks", {})
+    monkeypatch.setattr(utils, "background_executors", {})
+    assert list(door.post("/train/").json()) == list(trainers)
+    assert begun.wait(30)
+    executor = utils.background_executors["train"]
+    assert door.delete("/train/").status_code == 200
+    stopped.set()
+    executor.shutdown()
+    assert ran == ["esp_medsam_ct_organs"]
+    assert [task["status"] for task in utils.tasks("train")] == ["RUNNING", "STOPPED"]
+    # the next one finds a queue again
+    assert door.post(TRAIN, params={"enqueue": True}).status_code == 200
+    utils.background_executors["train"].shutdown()
+    assert ran == ["esp_medsam_ct_organs"] * 2

@@ -98,6 +98,9 @@ def test_infos_are_those_that_viewers_ask_for(
     assert info["SeriesInstanceUID"] == series
     assert info["StudyInstanceUID"] == first.StudyInstanceUID
     assert (info["Modality"], info["PatientID"]) == ("CT", "P1")
+    # by way of this server: the PACS' address is nobody's business
+    study = first.StudyInstanceUID
+    assert info["RetrieveURL"] == f"/proxy/dicom/wado/studies/{study}/series/{series}"
 
 
 @pytest.mark.parametrize("image", ["1.2.3", "../../etc", "a", "", "1.2.3_1", "1." * 40 + "1"])

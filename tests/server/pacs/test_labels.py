@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import HTTPException
 from pydicom.dataset import Dataset
+from pydicom.pixel_data_handlers.numpy_handler import pack_bits
 from support.dicom_phantoms import phases, picture, volume
 from support.fake_pacs import FakePacs, encoded
 from support.fake_server import ORGANS
@@ -49,6 +50,20 @@ def drawn_elsewhere(
     when = datetime.now() - timedelta(seconds=age)
     dataset.ContentDate, dataset.ContentTime = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
     return dataset
+
+
+def only_frames_of(dataset: Dataset, number: int) -> None:
+    """Leave the frames of all other segments out."""
+    groups = list(dataset.PerFrameFunctionalGroupsSequence)
+    kept = [
+        index
+        for index, group in enumerate(groups)
+        if group.SegmentIdentificationSequence[0].ReferencedSegmentNumber == number
+    ]
+    frames = dataset.pixel_array[kept]
+    dataset.PerFrameFunctionalGroupsSequence = [groups[index] for index in kept]
+    dataset.NumberOfFrames = len(kept)
+    dataset.PixelData = pack_bits(frames)
 
 
 # --- submitted here ----------------------------------------------------------------------------
@@ -423,6 +438,28 @@ def test_a_stored_segmentation_becomes_the_label(
     # the first one, which nobody had sent yet, has been overtaken
     store.outbox.send_all()
     assert pacs.segmentations() == [dataset]
+
+
+def test_ohif_describes_the_labels_of_all_models(
+    pacs: FakePacs, series: str, make: MakeStore, label_map: WriteLabel
+) -> None:
+    """And has frames of those alone that were drawn, under numbers of its own."""
+    store = make()
+    names = {1: "liver", 2: "spleen", 3: "spot"}
+    dataset = drawn_elsewhere(store, series, label_map(store, series, 2), names)
+    with pytest.raises(InputError, match="no model has all the labels"):
+        store.receive(dataset)
+    only_frames_of(dataset, 2)
+    assert head_of(dataset).drawn == {2: "spleen"}
+    pacs.instances.append(dataset)
+    assert store.receive(dataset) == series
+    found = voxels_of(store, series)
+    assert set(np.unique(found)) == {0, ORGANS.labels["spleen"]}
+    # another server, which learns of it from the PACS
+    other = make(folder="fresh")
+    assert np.array_equal(voxels_of(other, series), found)
+    again = make(folder="fresh")
+    assert again.get_labeled_images() == [series]
 
 
 def test_one_of_two_phases_gets_its_segmentation(

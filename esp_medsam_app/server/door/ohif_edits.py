@@ -1,0 +1,120 @@
+"""What the OHIF that MONAI Label carries lacks to correct a mask and to send it back.
+
+Its mode *MONAI Label* comes without the panel that shows segments, paints and exports them, though
+it has all that the panel needs. The command behind *Export DICOM SEG* is shadowed by another one of
+the same name, which does not know where to store and then fails without a word. And the export puts
+the first mask on the last slice where instances are numbered along the patient, since the library
+that writes the file sorts the images by place, and the masks stay in the viewer's order. All three
+are mended in the code as it is sent. Files of another OHIF, in which the places are not found, stay
+as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# the two files have 19 and 24 kB; those of megabytes are not looked into
+_LARGEST = 100_000
+_SHAPES = ("Circle", "Sphere")
+
+
+def _tool(name: str, icon: str, tools: tuple[str, str]) -> dict[str, Any]:
+    """A button of OHIF's toolbox with a radius and two shapes."""
+    size = {"commandName": "setBrushSize", "commandOptions": {"toolNames": tools}}
+    shapes = [{"value": tool, "label": shape} for tool, shape in zip(tools, _SHAPES, strict=True)]
+    identity = name.lower()
+    return {
+        "id": name,
+        "icon": icon,
+        "label": name,
+        "evaluate": {"name": "evaluate.cornerstone.segmentation", "toolNames": tools},
+        "options": [
+            {"name": "Radius (mm)", "id": f"{identity}-radius", "type": "range",
+             "min": 0.5, "max": 99.5, "step": 0.5, "value": 10, "commands": size},
+            {"name": "Shape", "id": f"{identity}-shape", "type": "radio",
+             "value": tools[0], "values": shapes, "commands": "setToolActiveToolbar"},
+        ],
+    }  # fmt: skip
+
+
+# the mode registers these tools, and has no buttons for them
+_BUTTONS = [
+    {
+        "id": "BrushTools",
+        "uiType": "ohif.buttonGroup",
+        "props": {
+            "groupId": "BrushTools",
+            "items": [
+                _tool("Brush", "icon-tool-brush", ("CircularBrush", "SphereBrush")),
+                _tool("Eraser", "icon-tool-eraser", ("CircularEraser", "SphereEraser")),
+            ],
+        },
+    }
+]
+_STORE = """\
+const told = (type, message) => servicesManager.services.uiNotificationService.show({
+        title: 'Export DICOM SEG', message, type});
+      try {
+        await dataSource.store.dicom(naturalizedReport);
+        told('success', 'The segmentation is stored');
+      } catch (error) {
+        told('error', 'The segmentation could not be stored');
+        throw error;
+      }"""
+_IMAGES = "const segImages = imageIds.map(imageId => esm.cache.getImage(imageId));"
+# by the distance along the slices' normal, the greatest first, as the library will
+_SORTED = """\
+const depth = image => {
+        const { rowCosines: r, columnCosines: c, imagePositionPatient: p } =
+          esm.metaData.get('imagePlaneModule', image.referencedImageId);
+        return (r[1] * c[2] - r[2] * c[1]) * p[0] + (r[2] * c[0] - r[0] * c[2]) * p[1] +
+          (r[0] * c[1] - r[1] * c[0]) * p[2];
+      };
+      const segImages = imageIds.map(imageId => esm.cache.getImage(imageId))
+        .sort((one, other) => depth(other) - depth(one));"""
+# what stands in one file of OHIF's, and what is sent in its place: all of it or nothing
+_PANEL = (
+    (
+        "rightPanels: [monailabel.monaiLabel],",
+        "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool],",
+    ),
+    (
+        "// toolbarService.addButtons(segmentationButtons);",
+        f"toolbarService.addButtons({json.dumps(_BUTTONS)});",
+    ),
+    # a name without a button would stop the panel
+    ("'segmentationToolbox', ['BrushTools', 'Shapes']", "'segmentationToolbox', ['BrushTools']"),
+)
+_EXPORT = (
+    (
+        "      segmentationId,\n      dataSource\n    }) => {\n      const promptResult",
+        "      segmentationId,\n      dataSource = extensionManager.getActiveDataSource()[0]\n"
+        "    }) => {\n      const promptResult",
+    ),
+    ("await dataSource.store.dicom(naturalizedReport);", _STORE),
+    (_IMAGES, _SORTED),
+)
+EDITS = (_PANEL, _EXPORT)
+
+
+@lru_cache(maxsize=1)
+def edited_files(folder: Path) -> dict[str, str]:
+    """The files of an OHIF that are sent otherwise than they are, by name.
+
+    Args:
+        folder: with its bundles.
+    """
+    found = {}
+    for file in folder.glob("*.bundle.*.js"):
+        if file.stat().st_size > _LARGEST:
+            continue
+        text = file.read_text(encoding="utf-8")
+        for edits in EDITS:
+            if all(before in text for before, _ in edits):
+                for before, after in edits:
+                    text = text.replace(before, after)
+                found[file.name] = text
+    return found

@@ -1,0 +1,347 @@
+"""3D Slicer's MONAI Label module against a real server before a real PACS.
+
+Its network client is the very file that MONAI Label installs for Slicer. What Slicer itself makes
+of the files is tested where ESP_MEDSAM_SLICER_PYTHON names a Python that has `slicer-core` (PyPI,
+1 GB; in an environment of its own).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import requests
+import SimpleITK as sitk
+from support.dicom_phantoms import oblique, volume
+from support.orthanc import Orthanc, why_not
+from support.real_server import START_SECONDS, Served, copy_app, thin_series
+
+from esp_medsam_app.server.launch import FRONT_DOOR, start_server
+
+pytestmark = pytest.mark.e2e
+needs_orthanc = pytest.mark.skipif(bool(why_not()), reason=why_not() or "Orthanc is there")
+
+LIVER, HIPPOCAMPUS = "esp_medsam_ct_liver", "esp_medsam_mr_hippocampus"
+POSTERIOR = "posterior_hippocampus"
+PATIENCE = 300
+# what the module adds to every inference
+AS_SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
+SLICER = "ESP_MEDSAM_SLICER_PYTHON"
+ROUND_TRIP = Path(__file__).parents[1] / "support" / "slicer_round_trip.py"
+
+
+@dataclass(frozen=True)
+class Station:
+    """A server with a PACS, and where Slicer works."""
+
+    url: str
+    ct: str
+    mr: str
+    audit: Path
+
+
+def slicers_own(name: str = "slicer_client") -> ModuleType:
+    """The client inside the module for 3D Slicer that MONAI Label installs."""
+    file = Path(sys.prefix, "monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py")
+    if not file.is_file():
+        pytest.skip(f"this MONAI Label came without its module for 3D Slicer: no {file}")
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def slicer_module() -> ModuleType:
+    return slicers_own()
+
+
+@pytest.fixture(scope="module")
+def station(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
+    """A PACS with a CT and an oblique MR series."""
+    folder = tmp_path_factory.mktemp("station")
+    archive = Orthanc(folder / "orthanc")
+    archive.start()
+    ct = archive.put(map(pydicom.dcmread, thin_series(samples)))
+    mr = archive.put(volume(4, modality="MR", orientation=oblique()))
+    log, audit = folder / "log.txt", folder / "audit.jsonl"
+    with log.open("wb") as output:
+        server = start_server(
+            copy_app(folder),
+            archive.url,
+            port=0,
+            conf={
+                "device": "cpu",
+                "background_scores": "false",
+                "models": "ct_liver,mr_hippocampus",
+            },
+            arguments=FRONT_DOOR,
+            environment={
+                "HOME": str(folder),
+                "MONAI_LABEL_DATASTORE_CACHE_PATH": str(folder / "cache"),
+                "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+                "MONAI_LABEL_DICOMWEB_READ_TIMEOUT": "60",
+                "ESP_MEDSAM_AUDIT_FILE": str(audit),
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+            },
+            output=output.fileno(),
+        )
+    try:
+        server.wait_until_ready(START_SECONDS)
+        yield Station(server.url, ct, mr, audit)
+    finally:
+        server.stop()
+        archive.stop()
+        print(log.read_text(errors="replace")[-20_000:])
+
+
+@pytest.fixture
+def slicer(station: Station, slicer_module: ModuleType, tmp_path: Path) -> Any:
+    """The client, as Slicer makes it."""
+    return slicer_module.MONAILabelClient(station.url, str(tmp_path), "user-xyz")
+
+
+def image_file(station: Station, image: str, folder: Path) -> Path:
+    """As Slicer downloads what it cannot read from the server's disk."""
+    answer = requests.get(
+        f"{station.url}/datastore/image", params={"image": image}, timeout=PATIENCE
+    )
+    assert answer.status_code == 200, answer.text
+    file = folder / f"{image}.nii.gz"
+    file.write_bytes(answer.content)
+    return file
+
+
+def read(file: str | Path) -> sitk.Image:
+    return sitk.ReadImage(str(file))
+
+
+def same_place(one: sitk.Image, other: sitk.Image) -> bool:
+    return one.GetSize() == other.GetSize() and all(
+        np.allclose(getattr(one, f"Get{name}")(), getattr(other, f"Get{name}")(), atol=1e-4)
+        for name in ("Origin", "Spacing", "Direction")
+    )
+
+
+def drawn_on(image: sitk.Image, file: Path, *values: int) -> np.ndarray:
+    """Write a label map with a block of each value; its voxels `[z, y, x]`."""
+    voxels = np.zeros(image.GetSize()[::-1], np.uint8)
+    for place, value in enumerate(values):
+        voxels[1:3, 2 + 3 * place : 4 + 3 * place, 4:8] = value
+    label = sitk.GetImageFromArray(voxels)
+    label.CopyInformation(image)
+    sitk.WriteImage(label, str(file), True)
+    return voxels
+
+
+@needs_orthanc
+def test_what_slicer_asks_when_it_connects(slicer: Any, station: Station) -> None:
+    assert slicer.auth_enabled() is False
+    info = slicer.info()
+    # it would send people to a newer server
+    assert not info.get("config")
+    assert {LIVER, HIPPOCAMPUS} <= set(info["models"])
+    assert info["models"][HIPPOCAMPUS]["labels"] == {"anterior_hippocampus": 1, POSTERIOR: 2}
+    assert (info["datastore"]["total"], info["datastore"]["completed"]) == (2, 0)
+    assert slicer.train_status(check_if_running=True) is False
+    sample = slicer.next_sample("first", {})
+    assert sample["id"] in (station.ct, station.mr)
+    # a path would have Slicer look for a file of its own machine
+    assert "path" not in sample
+    assert sample["PatientID"]
+
+
+@needs_orthanc
+def test_by_image_and_by_session(slicer: Any, station: Station, tmp_path: Path) -> None:
+    image = image_file(station, station.ct, tmp_path)
+    file, told = slicer.infer(LIVER, station.ct, dict(AS_SLICER))
+    by_image = read(file)
+    voxels = sitk.GetArrayFromImage(by_image)
+    assert told["label_names"] == {"liver": 1}
+    assert same_place(by_image, read(image))
+    assert (voxels == 1).sum() > 1000
+    session = slicer.create_session(str(image))["session_id"]
+    assert slicer.get_session(session)["name"]
+    file, _ = slicer.infer(LIVER, "", dict(AS_SLICER), session_id=session)
+    by_session = read(file)
+    assert same_place(by_session, by_image)
+    assert np.array_equal(sitk.GetArrayFromImage(by_session), voxels)
+    slicer.remove_session(session)
+    with pytest.raises(Exception, match="404"):
+        slicer.get_session(session)
+
+
+@needs_orthanc
+def test_some_segments_are_submitted_and_fetched(
+    slicer: Any, station: Station, tmp_path: Path
+) -> None:
+    image = read(image_file(station, station.mr, tmp_path))
+    # Slicer counts the segments that it exports from one, whatever the model calls them; the module
+    # sends their names, and no model
+    drawn = drawn_on(image, tmp_path / "label.nrrd", 1)
+    params = {"label_info": [{"name": POSTERIOR, "idx": 1}]}
+    saved = slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
+    assert saved["image"] == station.mr
+    assert slicer.info()["datastore"]["completed"] == 1
+    final = read(slicer.download_label(station.mr, "final"))
+    assert same_place(final, image)
+    assert np.array_equal(sitk.GetArrayFromImage(final), 2 * drawn)
+    # both, behind a background: the module counts it in idx, and Slicer's export does not
+    drawn = drawn_on(image, tmp_path / "label.nrrd", 1, 2)
+    names = (POSTERIOR, "anterior_hippocampus")
+    params = {"label_info": [{"name": n, "idx": i} for i, n in enumerate(names, start=2)]}
+    slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
+    final = sitk.GetArrayFromImage(read(slicer.download_label(station.mr, "final")))
+    assert np.array_equal(final, np.array([0, 2, 1])[drawn])
+    lines = [json.loads(line) for line in station.audit.read_text().splitlines()]
+    assert [line["image"] for line in lines if line["action"] == "label.save"] == [station.mr] * 2
+    # what has a label is not offered again
+    assert slicer.next_sample("first", {})["id"] == station.ct
+
+
+@needs_orthanc
+def test_the_model_s_first_draft_is_fetched(slicer: Any, station: Station) -> None:
+    """The batch's label maps, which the module shows when it opens an image."""
+    started = requests.post(
+        f"{station.url}/batch/infer/{LIVER}", json={"images": [station.ct]}, timeout=PATIENCE
+    )
+    assert started.status_code == 200, started.text
+    wait_for(lambda: "original" in labels_of(slicer, station.ct))
+    original = labels_of(slicer, station.ct)["original"]
+    assert list(original["info"]["params"]["label_names"]) == ["liver"]
+    draft = read(slicer.download_label(station.ct, "original"))
+    file, _ = slicer.infer(LIVER, station.ct, dict(AS_SLICER))
+    assert same_place(draft, read(file))
+    assert np.array_equal(sitk.GetArrayFromImage(draft), sitk.GetArrayFromImage(read(file)))
+
+
+def labels_of(slicer: Any, image: str) -> dict[str, Any]:
+    return dict(slicer.datastore()["objects"].get(image, {}).get("labels", {}))
+
+
+def wait_for(happened: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@needs_orthanc
+def test_training_is_started_asked_for_and_stopped(
+    slicer: Any, station: Station, tmp_path: Path
+) -> None:
+    image = read(image_file(station, station.mr, tmp_path))
+    drawn_on(image, tmp_path / "label.nrrd", 1)
+    params = {"label_info": [{"name": POSTERIOR, "idx": 1}]}
+    slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
+    started = slicer.train_start(HIPPOCAMPUS, {"max_epochs": 200, "tracking": "None"})
+    assert started["status"] in ("SUBMITTED", "RUNNING")
+    with pytest.raises(Exception, match="429"):
+        slicer.train_start(HIPPOCAMPUS, {})
+    wait_for(lambda: slicer.train_status(check_if_running=True))
+    assert slicer.train_status()["status"] == "RUNNING"
+    slicer.train_stop()
+    wait_for(lambda: not slicer.train_status(check_if_running=True))
+    assert slicer.train_status()["status"] == "STOPPED"
+
+
+@needs_orthanc
+def test_images_of_a_pacs_are_not_sent_here(
+    slicer: Any, station: Station, slicer_module: ModuleType, tmp_path: Path
+) -> None:
+    image = image_file(station, station.mr, tmp_path)
+    with pytest.raises(slicer_module.MONAILabelClientException) as caught:
+        slicer.upload_image(str(image), "mine")
+    assert "Images are sent to the PACS" in caught.value.msg
+
+
+def test_an_image_is_added_to_a_folder(
+    served: Served, slicer_module: ModuleType, tmp_path: Path
+) -> None:
+    """The other kind of studies, and MONAI Label's own way to start a server."""
+    slicer = slicer_module.MONAILabelClient(served.process.url, str(tmp_path), "user-xyz")
+    source = tmp_path / "mine.nii.gz"
+    shutil.copy(served.studies / "thin_abdomen.nii.gz", source)
+    try:
+        assert slicer.upload_image(str(source), "mine")["image"] == "mine"
+        assert "mine" in slicer.datastore()["objects"]
+        content = requests.get(
+            f"{served.process.url}/datastore/image", params={"image": "mine"}, timeout=PATIENCE
+        ).content
+        (tmp_path / "back.nii.gz").write_bytes(content)
+        back, given = nib.load(tmp_path / "back.nii.gz"), nib.load(source)
+        assert np.array_equal(back.dataobj, given.dataobj)
+        assert np.array_equal(back.affine, given.affine)
+    finally:
+        requests.delete(f"{served.process.url}/datastore/", params={"id": "mine"}, timeout=PATIENCE)
+
+
+@needs_orthanc
+@pytest.mark.skipif(
+    SLICER not in os.environ, reason=f"{SLICER} names no Python that has slicer-core"
+)
+def test_slicer_itself_reads_and_writes_it(slicer: Any, station: Station, tmp_path: Path) -> None:
+    """Image and result in MRML, segments out of them, and some of these back to the server."""
+    told = {}
+    file, answer = slicer.infer(LIVER, station.ct, dict(AS_SLICER))
+    image = image_file(station, station.ct, tmp_path)
+    told["ct"] = in_slicer(image, file, list(answer["label_names"]), ["liver"], tmp_path)
+    slicer.save_label(
+        station.ct,
+        str(tmp_path / "exported.nrrd"),
+        params={"label_info": [{"name": "liver", "idx": 1}]},
+    )
+    final = read(slicer.download_label(station.ct, "final"))
+    assert np.array_equal(sitk.GetArrayFromImage(final), sitk.GetArrayFromImage(read(file)))
+    # oblique, and of two labels only the second
+    image = image_file(station, station.mr, tmp_path)
+    drawn = drawn_on(read(image), tmp_path / "drawn.nrrd", 1, 2)
+    names = ["anterior_hippocampus", POSTERIOR]
+    told["mr"] = in_slicer(image, tmp_path / "drawn.nrrd", names, [POSTERIOR], tmp_path)
+    slicer.save_label(
+        station.mr,
+        str(tmp_path / "exported.nrrd"),
+        params={"label_info": [{"name": POSTERIOR, "idx": 1}]},
+    )
+    final = sitk.GetArrayFromImage(read(slicer.download_label(station.mr, "final")))
+    assert np.array_equal(final, np.where(drawn == 2, 2, 0))
+    print(json.dumps(told))
+    for one in told.values():
+        assert one["apart"] < 1e-4
+        assert (one["wrong_imported"], one["wrong_exported"]) == (0, 0)
+        assert one["drawn"] > 0
+
+
+def in_slicer(
+    image: Path, label: str | Path, names: list[str], exported: list[str], folder: Path
+) -> dict[str, Any]:
+    """What `slicer_round_trip.py` measures; it writes `exported.nrrd`."""
+    output = folder / "exported.nrrd"
+    output.unlink(missing_ok=True)
+    arguments = [image, label, json.dumps(names), json.dumps(exported), output]
+    done = subprocess.run(
+        [os.environ[SLICER], str(ROUND_TRIP), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        # its packages are its own
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
