@@ -13,7 +13,8 @@ from esp_medsam_app.networks.fused_tiny_vit import FusedController, FusedTinyViT
 from esp_medsam_app.networks.modality_controller import ModalityController
 from esp_medsam_app.networks.tiny_vit import TinyViT
 
-# Controllers that stay fused, those used last: 13 MB each in bfloat16. Fusing one takes about a
+# Controllers that stay fused, those used last: 13 MB each in bfloat16, the block MLPs among them;
+# the others cost 4 MB each, with their queries. Fusing one takes about a
 # tenth of a pass on a CPU.
 FUSED_CONTROLLERS = 4
 

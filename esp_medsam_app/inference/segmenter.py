@@ -42,6 +42,7 @@ from esp_medsam_app.networks.esp_medsam import resized
 from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.weights.bundle import Bundle, controller_file
 from esp_medsam_app.weights.classifier_file import CLASSIFIER, load_classifier
+from esp_medsam_app.weights.compact import compact_in_memory
 from esp_medsam_app.weights.modality_classifier import ModalityClassifier
 
 # What the classifier saw in the images used last is kept, beside their embeddings.
@@ -90,6 +91,7 @@ class Segmenter:
         self._network = bundle.load_network().to(self.device)
         self._fast: FastNetwork | None = None
         if fast and isinstance(self._network.encoder, TinyViT):
+            compact_in_memory(self._network)
             self._fast = FastNetwork(self._network, self.dtype)
         self._classifier: ModalityClassifier | None = None
         self._readings: OrderedDict[tuple[str, str], Mapping[str, float]] = OrderedDict()
@@ -135,6 +137,7 @@ class Segmenter:
                 bundle.load_modality(network, name)
         network.requires_grad_(False)
         if self._fast is not None:
+            compact_in_memory(network)
             other._fast = self._fast.on(network)
         return other
 
