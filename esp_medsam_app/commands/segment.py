@@ -18,6 +18,7 @@ from esp_medsam_app.commands.runtime import (
     FastOption,
     PrecisionOption,
     PromptOption,
+    RuntimeOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -89,6 +90,7 @@ def register(app: typer.Typer) -> None:
         batch_size: BatchSizeOption = None,
         precision: PrecisionOption = "auto",
         fast: FastOption = True,
+        runtime_name: RuntimeOption = "torch",
     ) -> None:
         """Segment images and volumes.
 
@@ -101,7 +103,13 @@ def register(app: typer.Typer) -> None:
 
         runtime.ensure_writable_folder(output)
         segmenter = runtime.make_segmenter(
-            bundle, device, batch_size, prompt, precision=precision, fast=fast
+            bundle,
+            device,
+            batch_size,
+            prompt,
+            precision=precision,
+            fast=fast,
+            runtime=runtime_name,
         )
         if modality == AUTO and not runtime.is_esp_medsam(segmenter):
             raise InputError(
