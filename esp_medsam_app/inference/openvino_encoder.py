@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import tempfile
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,12 @@ class OpenVinoEncoder:
         logger.info("Making the graph %s; once", path.name)
         whole = _Whole(self._encoder, controller)
         shape = (1, 3, self.side, self.side)
-        model = self._openvino.convert_model(
-            whole, example_input=torch.rand(shape), input=list(shape)
-        )
+        with warnings.catch_warnings():
+            # tracing warns of every size that it takes for fixed, as it is meant to
+            warnings.simplefilter("ignore")
+            model = self._openvino.convert_model(
+                whole, example_input=torch.rand(shape), input=list(shape)
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as made:
             partial = Path(made) / path.name
