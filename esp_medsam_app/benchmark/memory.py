@@ -51,7 +51,8 @@ def peak_of(bundle: Bundle, modality: str, device: torch.device, contender: Cont
         "device": str(device),
         "threads": torch.get_num_threads(),
         "precision": contender.precision,
-        "fast": contender.path == "fast",
+        "fast": contender.path != "plain",
+        "runtime": "openvino" if contender.path == "openvino" else "torch",
         "batch": contender.batch,
     }
     done = subprocess.run(
@@ -87,6 +88,7 @@ def _main(argument: str) -> None:
         device=task["device"],
         precision=task["precision"],
         fast=task["fast"],
+        runtime=task["runtime"],
     )
     side = segmenter.bundle.description.input_size
     for _ in range(_PASSES):

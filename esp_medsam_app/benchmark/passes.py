@@ -15,9 +15,10 @@ from esp_medsam_app.benchmark.timing import Latency, Step, interleaved, times_fa
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.device import choose_precision
+from esp_medsam_app.inference.openvino_encoder import check_runtime
 from esp_medsam_app.weights.bundle import Bundle
 
-Path = Literal["plain", "fast"]
+Path = Literal["plain", "fast", "openvino"]
 PATHS: tuple[Path, ...] = ("plain", "fast")
 PRECISIONS = ("float32", "bfloat16")
 CPU_BATCHES, GPU_BATCHES = (1, 4), (1, 16, 64)
@@ -28,7 +29,7 @@ class Contender:
     """One way to run a pass.
 
     Attributes:
-        path: the network as it is written down, or the fused one.
+        path: the network as it is written down, the fused one, or that in OpenVINO.
         precision: float32 or bfloat16.
         batch: tiles in the pass.
     """
@@ -89,6 +90,7 @@ def contenders(
     quick: bool = False,
     precisions: Sequence[str] = PRECISIONS,
     batches: Sequence[int] | None = None,
+    openvino: bool = False,
 ) -> list[Contender]:
     """What is measured on a device; `PLAIN` is always among them, and first.
 
@@ -97,20 +99,26 @@ def contenders(
         quick: the fast path with one tile a pass alone.
         precisions: of both paths.
         batches: tiles a pass; by the device if not given.
+        openvino: it too.
 
     Raises:
-        InputError: no such precision.
+        InputError: no such precision, or no OpenVINO for this device.
     """
+    if openvino:
+        check_runtime("openvino", device)
     for name in precisions:
         choose_precision(name, device)
         if name == "auto":
             raise InputError("--precision auto: name the precisions to compare")
     if batches is None:
         batches = CPU_BATCHES if device.type == "cpu" else GPU_BATCHES
+    paths: list[Path] = [*(PATHS[1:] if quick else PATHS)]
+    if openvino:
+        paths.append("openvino")
     wanted = [
         Contender(path, precision, batch)
         for batch in (batches[:1] if quick else batches)
-        for path in (PATHS[1:] if quick else PATHS)
+        for path in paths
         for precision in precisions
     ]
     return [PLAIN, *(contender for contender in wanted if contender != PLAIN)]
@@ -144,7 +152,10 @@ def measure_passes(
     for contender in wanted:
         segmenter = segmenters[contender.path, contender.precision]
         calls[contender] = _pass(segmenter, modality, contender.batch, side)
-        if contender.path not in gflop:
+        if contender.path == "openvino":
+            # the same function; torch cannot count it
+            gflop[contender.path] = gflop["plain"]
+        elif contender.path not in gflop:
             gflop[contender.path] = counted_gflop(segmenter, modality, side)
     products: dict[str, float] = {}
     for precision in dict.fromkeys(contender.precision for contender in wanted):
@@ -184,7 +195,11 @@ def _segmenters(
 ) -> dict[tuple[Path, str], Segmenter]:
     return {
         (path, precision): Segmenter(
-            bundle, device=str(device), precision=precision, fast=path == "fast"
+            bundle,
+            device=str(device),
+            precision=precision,
+            fast=path != "plain",
+            runtime="openvino" if path == "openvino" else "torch",
         )
         for path, precision in dict.fromkeys((c.path, c.precision) for c in wanted)
     }

@@ -60,6 +60,9 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option("--precision", metavar="NAME", help="float32, bfloat16; several times."),
         ] = None,
+        openvino: Annotated[
+            bool, typer.Option("--openvino", help="The encoder by OpenVINO too; CPUs.")
+        ] = False,
         slices: Annotated[int, typer.Option("--slices", min=2, help="Slices of the CT.")] = 300,
         memory: Annotated[
             bool, typer.Option(help="Measure peak memory, in a process for each way.")
@@ -89,7 +92,11 @@ def register(app: typer.Typer) -> None:
         loaded = load_bundle(bundle)
         loaded.modality(modality)
         wanted = contenders(
-            place, quick=quick, precisions=precisions or PRECISIONS, batches=batch_sizes
+            place,
+            quick=quick,
+            precisions=precisions or PRECISIONS,
+            batches=batch_sizes,
+            openvino=openvino,
         )
         if json is not None:
             _check_writable(json)

@@ -19,6 +19,7 @@ from esp_medsam_app.commands.runtime import (
     ModalityOption,
     PrecisionOption,
     PromptOption,
+    RuntimeOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -85,6 +86,7 @@ def register(app: typer.Typer) -> None:
         batch_size: BatchSizeOption = None,
         precision: PrecisionOption = "auto",
         fast: FastOption = True,
+        runtime_name: RuntimeOption = "torch",
     ) -> None:
         """Compare predictions with reference label maps.
 
@@ -111,7 +113,13 @@ def register(app: typer.Typer) -> None:
         if predictions is not None:
             _check_predictions_folder(predictions, pairs)
         segmenter = runtime.make_segmenter(
-            bundle, device, batch_size, prompt, precision=precision, fast=fast
+            bundle,
+            device,
+            batch_size,
+            prompt,
+            precision=precision,
+            fast=fast,
+            runtime=runtime_name,
         )
         chosen = segmenter.bundle.modality(modality)
         check_references(pairs, chosen)

@@ -75,6 +75,13 @@ FastOption = Annotated[
         help="ESP-MedSAM by the fused encoder, which gives the same masks sooner, or plainly.",
     ),
 ]
+RuntimeOption = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="What ESP-MedSAM's fused encoder runs in: torch; openvino on CPUs, if installed.",
+    ),
+]
 
 
 def make_segmenter(
@@ -85,6 +92,7 @@ def make_segmenter(
     *,
     precision: str = "auto",
     fast: bool = True,
+    runtime: str = "torch",
 ) -> Segmenter | DeSamSegmenter:
     """The segmenter of a command; the one place where the commands load weights.
 
@@ -105,7 +113,14 @@ def make_segmenter(
         )
     if prompt is not None:
         raise InputError("--prompt is an option of DeSAM's bundles", remedy="Leave it out")
-    return Segmenter(loaded, device=device, batch_size=batch_size, precision=precision, fast=fast)
+    return Segmenter(
+        loaded,
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        fast=fast,
+        runtime=runtime,
+    )
 
 
 def is_esp_medsam(segmenter: Segmenter | DeSamSegmenter) -> TypeGuard[Segmenter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from esp_medsam_app.commands.runtime import (
     FastOption,
     PrecisionOption,
     PromptOption,
+    RuntimeOption,
     Screen,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
@@ -25,7 +27,7 @@ from esp_medsam_app.errors import EspMedSamError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from esp_medsam_app.data.image import Grid
+    from esp_medsam_app.data.image import Grid, MedicalImage
     from esp_medsam_app.inference import Segmenter
     from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
     from esp_medsam_app.modalities import Modality
@@ -89,6 +91,7 @@ def register(app: typer.Typer) -> None:
         batch_size: BatchSizeOption = None,
         precision: PrecisionOption = "auto",
         fast: FastOption = True,
+        runtime_name: RuntimeOption = "torch",
     ) -> None:
         """Segment images and volumes.
 
@@ -101,7 +104,13 @@ def register(app: typer.Typer) -> None:
 
         runtime.ensure_writable_folder(output)
         segmenter = runtime.make_segmenter(
-            bundle, device, batch_size, prompt, precision=precision, fast=fast
+            bundle,
+            device,
+            batch_size,
+            prompt,
+            precision=precision,
+            fast=fast,
+            runtime=runtime_name,
         )
         if modality == AUTO and not runtime.is_esp_medsam(segmenter):
             raise InputError(
@@ -129,13 +138,19 @@ def segment_all(
 
     Without a modality it is read from each image.
     """
+    from esp_medsam_app.inference.ahead import ahead
+
     sources, problems = expand(paths, options.output)
     for problem in problems:
         screen.complain(str(problem))
     jobs = name_jobs(sources)
     failed = len(problems)
     inputs = {source.resolve() for source in sources}
-    with screen.progress as progress:
+    images = (_read(job.source) for job in jobs)
+    if segmenter.device.type != "cpu":
+        # else it would take from the passes what it gives
+        images = ahead(images, 1)
+    with closing(images), screen.progress as progress:
         files = progress.add_task("files", total=len(jobs))
         slices = progress.add_task("slices", total=None)
 
@@ -143,10 +158,11 @@ def segment_all(
             progress.update(slices, completed=done, total=total)
 
         for job in jobs:
+            image = next(images)
             progress.update(files, description=job.source.name)
             progress.reset(slices)
             try:
-                screen.say(_run(job, segmenter, modality, options, inputs, on_slice))
+                screen.say(_run(job, image, segmenter, modality, options, inputs, on_slice))
             except EspMedSamError as error:
                 failed += 1
                 screen.complain(_with_source(error, job.source))
@@ -159,6 +175,8 @@ def segment_all(
                 )
                 screen.trace()
             progress.advance(files)
+            # not beside the next one
+            del image
     if failed or len(jobs) != 1:
         done = len(jobs) + len(problems) - failed
         screen.say(f"{done} of {len(jobs) + len(problems)} done, {failed} failed")
@@ -237,8 +255,29 @@ def describe_labels(labels: np.ndarray, modality: Modality, grid: Grid) -> str:
     return ", ".join(parts) or "no label found"
 
 
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """An image, or why there is none, and the seconds that it took."""
+
+    image: MedicalImage | None
+    error: Exception | None
+    seconds: float
+
+
+def _read(source: Path) -> _Reading:
+    from esp_medsam_app.data.reading import read_image
+
+    start = time.perf_counter()
+    try:
+        image, error = read_image(source), None
+    except Exception as caught:  # told when it is this input's turn
+        image, error = None, caught
+    return _Reading(image, error, time.perf_counter() - start)
+
+
 def _run(
     job: Job,
+    read: _Reading,
     segmenter: Segmenter | DeSamSegmenter,
     modality: Modality | None,
     options: Options,
@@ -247,11 +286,12 @@ def _run(
 ) -> str:
     """Segment one input and write its files; the line that tells about it."""
     from esp_medsam_app.data.names import label_map_suffix
-    from esp_medsam_app.data.reading import read_image
     from esp_medsam_app.inference.overlay import save_overlay
 
-    start = time.perf_counter()
-    image = read_image(job.source)
+    if read.error is not None:
+        raise read.error
+    assert read.image is not None
+    start, image = time.perf_counter() - read.seconds, read.image
     target = options.output / f"{job.name}_seg{label_map_suffix(image.grid)}"
     picture = options.output / f"{job.name}_overlay.png"
     if target.exists() and not options.overwrite:
@@ -263,19 +303,19 @@ def _run(
                 path=job.source,
                 remedy="Choose another output folder",
             )
-    read = ""
+    chosen = ""
     if modality is None:
         assert runtime.is_esp_medsam(segmenter)
         reading = segmenter.read_modality(image)
         modality = segmenter.bundle.modality(reading.decided(image, "Give --modality"))
-        read = f"{modality.name} ({reading.confidence:.0%} by {reading.source}): "
+        chosen = f"{modality.name} ({reading.confidence:.0%} by {reading.source}): "
     labels = segmenter.segment(image, modality.name, on_slice=on_slice)
     runtime.save_label_map(target, labels, image.grid)
     if options.overlay:
         save_overlay(picture, image, labels, modality)
     seconds = time.perf_counter() - start
     found = describe_labels(labels, modality, image.grid)
-    return f"{job.source} -> {target}: {read}{found}, {seconds:.1f} s"
+    return f"{job.source} -> {target}: {chosen}{found}, {seconds:.1f} s"
 
 
 def _without_outputs(paths: list[Path]) -> list[Path]:

@@ -19,6 +19,8 @@ from esp_medsam_app.modalities import Intensity, Tiles
 
 # Below this there is no structure to see and no whole patch to decide on.
 SMALLEST_SIDE = 8
+# Integer values that are counted at most, and voxels in one go (8 bytes each).
+_COUNTED, _AT_ONCE = 2**16, 2**22
 # Tiles share at least this share of their side, so that seams are blended.
 OVERLAP = 1 / 8
 
@@ -57,7 +59,7 @@ class IntensityScale:
                 return cls(0.0, 255.0)
             return cls(intensity.low, intensity.high)
         if intensity.kind == "percentiles":
-            least, most = np.percentile(voxels.astype(np.float32), [intensity.low, intensity.high])
+            least, most = _percentiles(voxels, (low, high), (intensity.low, intensity.high))
             # a few bright voxels on a constant ground leave nothing between the percentiles
             if least < most:
                 low, high = float(least), float(most)
@@ -173,6 +175,33 @@ def decide(logits: Tensor) -> Tensor:
     """
     best, index = logits.max(dim=0)
     return torch.where(best > 0, index + 1, 0).to(torch.uint8)
+
+
+def _percentiles(
+    voxels: NDArray[np.generic], bounds: tuple[float, float], wanted: tuple[float, float]
+) -> tuple[float, float]:
+    """Two percentiles of an image's values, which lie within `bounds`.
+
+    Integers of a moderate range are counted, which takes a tenth of the time of sorting them.
+    """
+    least = int(bounds[0])
+    values = int(bounds[1]) - least + 1
+    if not np.issubdtype(voxels.dtype, np.integer) or values > _COUNTED:
+        low, high = np.percentile(voxels.astype(np.float32), wanted)
+        return float(low), float(high)
+    counts = np.zeros(values, np.int64)
+    # in the order in which they lie in memory
+    for part in np.array_split(voxels.ravel(order="K"), 1 + voxels.size // _AT_ONCE):
+        counts += np.bincount(part.astype(np.int64) - least, minlength=values)
+    ranks = np.asarray(wanted) / 100 * (voxels.size - 1)
+    below = np.floor(ranks)
+    up_to = np.cumsum(counts)
+    at, after = (
+        np.searchsorted(up_to, np.minimum(rank, voxels.size - 1), side="right") + least
+        for rank in (below, below + 1)
+    )
+    low, high = at + (ranks - below) * (after - at)
+    return float(low), float(high)
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

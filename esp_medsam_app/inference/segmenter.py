@@ -29,6 +29,7 @@ from esp_medsam_app.inference.embedding_cache import (
 )
 from esp_medsam_app.inference.fast_network import FastNetwork
 from esp_medsam_app.inference.modality_reader import ModalityReading, looking, read_modality
+from esp_medsam_app.inference.openvino_encoder import OpenVinoEncoder, check_runtime
 from esp_medsam_app.inference.presence import present_masks
 from esp_medsam_app.inference.slicewise import (
     OnSlice,
@@ -43,6 +44,7 @@ from esp_medsam_app.networks.esp_medsam import resized
 from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.weights.bundle import Bundle, controller_file
 from esp_medsam_app.weights.classifier_file import CLASSIFIER, load_classifier
+from esp_medsam_app.weights.compact import compact_in_memory
 from esp_medsam_app.weights.modality_classifier import ModalityClassifier
 
 # What the classifier saw in the images used last is kept, beside their embeddings.
@@ -64,12 +66,16 @@ class Segmenter:
         precision: `auto`, `float32` or `bfloat16`; `auto` takes bfloat16 where the device
             multiplies in it.
         fast: by the fused encoder, the same function to rounding; else by the plain one.
+        runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
+            installed.
+        wait_for_runtime: make what a runtime needs before the first pass, some 15 s for each
+            modality, once; else passes run in torch until it is there.
         embeddings: where image embeddings are kept for those who ask for an image again; none: they
             are not. Of one device and one bundle with its versions.
 
     Raises:
         WeightsError: a weight file is missing, damaged or does not fit.
-        InputError: there is no such device, or no such precision.
+        InputError: there is no such device or precision, or no such runtime for it.
     """
 
     def __init__(
@@ -80,18 +86,29 @@ class Segmenter:
         batch_size: int | None = None,
         precision: str = "auto",
         fast: bool = True,
+        runtime: str = "torch",
+        wait_for_runtime: bool = True,
         embeddings: EmbeddingCache | None = None,
     ) -> None:
         self.bundle = bundle
         self.device = choose_device(device)
+        check_runtime(runtime, self.device)
         self.embeddings = embeddings
         self._batch_size = batch_size
         self._precision = precision
+        self._runtime = runtime
         self.dtype = choose_precision(precision, self.device)
         self._network = bundle.load_network().to(self.device)
         self._fast: FastNetwork | None = None
         if fast and isinstance(self._network.encoder, TinyViT):
-            self._fast = FastNetwork(self._network, self.dtype)
+            compact_in_memory(self._network)
+            encoder = None
+            if runtime == "openvino":
+                side = bundle.description.input_size
+                encoder = OpenVinoEncoder(
+                    self._network.encoder, self.dtype, side, wait=wait_for_runtime
+                )
+            self._fast = FastNetwork(self._network, self.dtype, encoder)
         self._classifier: ModalityClassifier | None = None
         self._readings: OrderedDict[tuple[str, str], Mapping[str, float]] = OrderedDict()
         self._turn = threading.Lock()
@@ -136,6 +153,7 @@ class Segmenter:
                 bundle.load_modality(network, name)
         network.requires_grad_(False)
         if self._fast is not None:
+            compact_in_memory(network)
             other._fast = self._fast.on(network)
         return other
 
@@ -317,7 +335,7 @@ class Segmenter:
             said.backbone.sha256,
             said.files.get(controller_file(modality.name), ""),
             f"{said.input_size} {modality.intensity!r} {modality.tiles!r}",
-            f"{self.dtype} {self._fast is not None}",
+            f"{self.dtype} {self._fast is not None} {self._runtime}",
         )
 
     def _on_cpu(self, modality: str) -> Run:

@@ -41,6 +41,8 @@ class AppConf(BaseModel):
         precision: `auto`, `float32` or `bfloat16`; `auto` takes bfloat16 where the device
             multiplies in it. Of DeSAM too.
         fast: ESP-MedSAM by the fused encoder, the same function to rounding; else by the plain one.
+        runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
+            installed.
         embeddings_mb: megabytes of ESP-MedSAM's image embeddings kept on each device, for who asks
             for an image again; 0: none.
         modalities: folder of modalities that the bundle lacks, a YAML file each, as those of the
@@ -63,6 +65,7 @@ class AppConf(BaseModel):
     batch_size: int | None = Field(default=None, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     fast: bool = True
+    runtime: Literal["torch", "openvino"] = "torch"
     embeddings_mb: int = Field(default=512, ge=0)
     modalities: Path | None = None
     versions: Path | None = None

@@ -41,6 +41,7 @@ class SharedSegmenter:
         batch_size: tiles in one pass; chosen by the device if not given.
         precision: of passes, as `Segmenter`'s.
         fast: by the fused encoder, as `Segmenter`'s.
+        runtime: of the fused encoder on CPUs, as `Segmenter`'s; no request waits until it is made.
         embeddings_mb: megabytes of image embeddings that are kept on each device; 0: none are.
     """
 
@@ -53,6 +54,7 @@ class SharedSegmenter:
         batch_size: int | None = None,
         precision: str = "auto",
         fast: bool = True,
+        runtime: str = "torch",
         embeddings_mb: int = 0,
     ) -> None:
         self.bundle = bundle
@@ -61,6 +63,7 @@ class SharedSegmenter:
         self.batch_size = batch_size
         self.precision = precision
         self.fast = fast
+        self.runtime = runtime
         self.embeddings_mb = embeddings_mb
         self._loaded: dict[torch.device, Loaded] = {}
         self._loading = threading.Lock()
@@ -101,6 +104,8 @@ class SharedSegmenter:
             batch_size=self.batch_size,
             precision=self.precision,
             fast=self.fast,
+            runtime=self.runtime if place.type == "cpu" else "torch",
+            wait_for_runtime=False,
             embeddings=EmbeddingCache(self.embeddings_mb * 10**6) if self.embeddings_mb else None,
         )
         seconds = time.perf_counter() - start

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from esp_medsam_app.networks.compact_linear import CompactLinear
+from esp_medsam_app.networks.modality_controller import BlockController
 
 STEPS = 127
 SCALE = ".scale"
@@ -36,3 +39,19 @@ def restore(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scale = tensors.get(name + SCALE)
         restored[name] = tensor.float() if scale is None else tensor.float() * scale.float()
     return restored
+
+
+def compact_in_memory(network: nn.Module) -> None:
+    """Hold the experts of a network for inference as their files do, bit by bit the same weights.
+
+    Layers that no file of ours holds so, such as just trained ones, stay as they are.
+    """
+    experts = [part.expert for part in network.modules() if isinstance(part, BlockController)]
+    for expert in experts:
+        for name, layer in list(expert.named_children()):
+            if not isinstance(layer, nn.Linear):
+                continue
+            steps, scale = compact(layer.weight.detach())
+            if torch.equal(steps.float() * scale.float(), layer.weight):
+                held = CompactLinear(steps, scale, layer.bias.detach()).train(layer.training)
+                setattr(expert, name, held)

@@ -45,6 +45,7 @@ class Reader:
     """Bright pictures are `bright`; of a value in between nothing can be told."""
 
     bundle = bundle_of(DARK, BRIGHT)
+    device = torch.device("cpu")
 
     def read_modality(self, image: MedicalImage) -> ModalityReading:
         shares = {"bright": 0.6, "dark": 0.4}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from support.bundles import bundle_of
@@ -28,6 +30,7 @@ class Threshold:
     """Label 1 above the mean of the image."""
 
     bundle = bundle_of(BRIGHT)
+    device = torch.device("cpu")
 
     def segment(self, image: MedicalImage, modality: str, on_slice: object) -> NDArray[np.uint8]:
         if not image.voxels.any():
@@ -247,3 +250,23 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_missing_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("segment") == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_on_a_gpu_the_next_image_is_read_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Same files, same errors, in the same order."""
+    for index, value in enumerate((200, 0, 100, 13, 50)):
+        picture(tmp_path / "in" / f"{index}.png", value)
+    told = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(Threshold, "device", torch.device(device))
+        out = tmp_path / device
+        assert segment(tmp_path / "in", output=out) == 2
+        printed = capsys.readouterr().out.replace(str(out), "OUT")
+        told[device] = [line.rpartition(",")[0] or line for line in printed.splitlines()]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "0_seg.png", "2_seg.png", "4_seg.png",
+        ]  # fmt: skip
+    assert told["cpu"] == told["cuda"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]

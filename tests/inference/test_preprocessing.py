@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp_medsam_app.errors import InputError
+from esp_medsam_app.inference import preprocessing
 from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling, decide
 from esp_medsam_app.modalities import Intensity, Tiles
 
@@ -138,3 +139,40 @@ def test_infinite_voxels() -> None:
 def test_larger_logit_wins() -> None:
     logits = torch.tensor([[[-1.0, 2.0, 2.0, -3.0]], [[-2.0, 1.0, 3.0, 0.5]]])
     assert decide(logits).tolist() == [[0, 1, 2, 2]]
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["uint8", "int16", "uint16", "int32"]),
+    st.tuples(st.floats(0, 49), st.floats(51, 100)),
+)
+def test_percentiles_of_counted_integers_are_those_of_sorted_ones(
+    seed: int, dtype: str, wanted: tuple[float, float]
+) -> None:
+    random = np.random.default_rng(seed)
+    least = 0 if dtype.startswith("u") else -300
+    shape = tuple(random.integers(1, 12, 3))
+    voxels = np.asfortranarray(random.integers(least, 255, shape)).astype(dtype)
+    voxels.flat[0] = 254 if voxels.flat[-1] < 254 else 0
+    if voxels.min() == voxels.max():
+        return
+    low, high = np.percentile(voxels.astype(np.float64), wanted)
+    scale = IntensityScale.of(voxels, Intensity(kind="percentiles", low=wanted[0], high=wanted[1]))
+    if low < high:
+        assert (scale.low, scale.high) == pytest.approx((low, high), abs=1e-6)
+    else:
+        assert (scale.low, scale.high) == (voxels.min(), voxels.max())
+
+
+def test_integers_of_any_range_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = Intensity(kind="percentiles", low=1, high=99)
+    voxels = np.random.default_rng(0).integers(-(10**6), 10**6, (30, 20, 10)).astype(np.int32)
+    wanted = np.percentile(voxels, [1, 99])
+    scale = IntensityScale.of(voxels, rule)
+    assert (scale.low, scale.high) == pytest.approx(tuple(wanted), rel=1e-6)
+    # in many parts
+    monkeypatch.setattr(preprocessing, "_AT_ONCE", 7)
+    small = (voxels // 100).astype(np.int16)
+    scale = IntensityScale.of(small, rule)
+    assert (scale.low, scale.high) == pytest.approx(tuple(np.percentile(small, [1, 99])))

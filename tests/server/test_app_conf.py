@@ -65,6 +65,7 @@ def test_precision_and_path() -> None:
         ("precision", "int3"),
         ("fast", "very"),
         ("embeddings_mb", "-1"),
+        ("runtime", "tpu"),
     ],
 )
 def test_a_bad_value_is_named(key: str, value: str) -> None:

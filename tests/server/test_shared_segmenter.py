@@ -58,6 +58,8 @@ def test_threads_share_one(counted: type[Counted]) -> None:
             "precision": "float32",
             "fast": False,
             "embeddings": None,
+            "runtime": "torch",
+            "wait_for_runtime": False,
         }
     ]
 

@@ -44,6 +44,7 @@ class EspMedSam(TaskConfig):
             batch_size=self.options.batch_size,
             precision=self.options.precision,
             fast=self.options.fast,
+            runtime=self.options.runtime,
             embeddings_mb=self.options.embeddings_mb,
         )
         if self.options.preload:
