@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +79,7 @@ class OpenVinoEncoder:
         wait: bool = False,
         folder: Path | None = None,
     ) -> None:
-        import openvino
-
+        self._openvino: Any = _silent_openvino()
         self.dtype = dtype
         self.side = side
         self.wait = wait
@@ -85,8 +87,7 @@ class OpenVinoEncoder:
         self.fused = FusedTinyViT(encoder, dtype)
         self._encoder = encoder
         self._encoder_digest = _digest(encoder)
-        self._openvino: Any = openvino
-        self._core: Any = openvino.Core()
+        self._core: Any = self._openvino.Core()
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="openvino")
         self._made: dict[Path, Future[None]] = {}
 
@@ -150,6 +151,15 @@ class OpenVinoEncoder:
             # the one that is looked for comes last
             for file in (partial.with_suffix(".bin"), partial):
                 os.replace(file, self.folder / file.name)
+
+
+def _silent_openvino() -> ModuleType:
+    """OpenVINO less its telemetry, which tells its makers of conversions unless it is missing.
+
+    Nothing leaves a hospital's server that nobody sends.
+    """
+    sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
+    return importlib.import_module("openvino")
 
 
 class Graph:

@@ -219,3 +219,7 @@ def test_masks_are_those_of_torch(
     found = Segmenter(bundle, **options, runtime="openvino").logits(tiles(3), NUCLEI)
     assert list(cache_folder().glob("*.xml"))
     assert (found - wanted).norm() < 1e-4 * wanted.norm()
+    # a graph was made, and nobody was told
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__.endswith("telemetry_stub")
