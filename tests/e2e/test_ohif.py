@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -27,9 +26,7 @@ from support.browser import Seen, browser, page, picture
 from support.browser import why_not as why_no_browser
 from support.orthanc import Orthanc
 from support.orthanc import why_not as why_no_orthanc
-from support.real_server import START_SECONDS, copy_app
-
-from esp_medsam_app.server.launch import FRONT_DOOR, start_server
+from support.pacs_server import server_before
 
 _WHY_NOT = why_no_orthanc() or why_no_browser()
 pytestmark = [
@@ -137,35 +134,8 @@ def hospital(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         stored(archive, slices[6:9], "ALPHA1", "Alpha^Anna", "20260202"),
         stored(archive, numbered_downwards(slices[5:8]), "BETA2", "Beta^Bob", "20260303"),
     ]
-    log, audit = folder / "log.txt", folder / "audit.jsonl"
-    with log.open("wb") as output:
-        server = start_server(
-            copy_app(folder),
-            archive.url,
-            port=0,
-            conf={
-                "device": "cpu",
-                "background_scores": "false",
-                "models": "ct_liver,mr_hippocampus",
-            },
-            arguments=FRONT_DOOR,
-            environment={
-                "HOME": str(folder),
-                "MONAI_LABEL_DATASTORE_CACHE_PATH": str(folder / "cache"),
-                "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
-                "MONAI_LABEL_DICOMWEB_READ_TIMEOUT": "60",
-                "ESP_MEDSAM_AUDIT_FILE": str(audit),
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
-            },
-            output=output.fileno(),
-        )
-    try:
-        server.wait_until_ready(START_SECONDS)
-        yield Hospital(server.url, studies, audit, log)
-    finally:
-        server.stop()
-        archive.stop()
-        print(log.read_text(errors="replace")[-20_000:])
+    with server_before(archive, folder) as server:
+        yield Hospital(server.url, studies, server.audit, server.log)
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,8 @@ import requests
 import SimpleITK as sitk
 from support.dicom_phantoms import oblique, volume
 from support.orthanc import Orthanc, why_not
-from support.real_server import START_SECONDS, Served, copy_app, thin_series
-
-from esp_medsam_app.server.launch import FRONT_DOOR, start_server
+from support.pacs_server import server_before
+from support.real_server import Served, thin_series
 
 pytestmark = pytest.mark.e2e
 needs_orthanc = pytest.mark.skipif(bool(why_not()), reason=why_not() or "Orthanc is there")
@@ -80,35 +79,8 @@ def station(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     archive.start()
     ct = archive.put(map(pydicom.dcmread, thin_series(samples)))
     mr = archive.put(volume(4, modality="MR", orientation=oblique()))
-    log, audit = folder / "log.txt", folder / "audit.jsonl"
-    with log.open("wb") as output:
-        server = start_server(
-            copy_app(folder),
-            archive.url,
-            port=0,
-            conf={
-                "device": "cpu",
-                "background_scores": "false",
-                "models": "ct_liver,mr_hippocampus",
-            },
-            arguments=FRONT_DOOR,
-            environment={
-                "HOME": str(folder),
-                "MONAI_LABEL_DATASTORE_CACHE_PATH": str(folder / "cache"),
-                "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
-                "MONAI_LABEL_DICOMWEB_READ_TIMEOUT": "60",
-                "ESP_MEDSAM_AUDIT_FILE": str(audit),
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
-            },
-            output=output.fileno(),
-        )
-    try:
-        server.wait_until_ready(START_SECONDS)
-        yield Station(server.url, ct, mr, audit)
-    finally:
-        server.stop()
-        archive.stop()
-        print(log.read_text(errors="replace")[-20_000:])
+    with server_before(archive, folder) as server:
+        yield Station(server.url, ct, mr, server.audit)
 
 
 @pytest.fixture
