@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,15 @@ pytestmark = pytest.mark.skipif(
 
 def relative_error(found: torch.Tensor, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found.numpy() - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    """The order of sums is that of the threads, and made-up weights magnify it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
