@@ -27,21 +27,6 @@ def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-@pytest.fixture
-def cases(tmp_path: Path) -> Path:
-    folder = tmp_path / "cases"
-    rng = np.random.default_rng(0)
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True)
-    for name in ("a", "b"):
-        labels = np.zeros((48, 64), np.uint8)
-        labels[10:30, 20:40] = 1
-        image = (60 + 120 * labels + rng.normal(0, 8, labels.shape)).astype(np.uint8)
-        Image.fromarray(image).save(folder / "images" / f"{name}.png")
-        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
-    return folder
-
-
 def run(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as stopped:
         cli.main([str(argument) for argument in arguments])

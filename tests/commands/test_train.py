@@ -6,10 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from esp_medsam_app.cli import main
 from esp_medsam_app.server.launch import app_folder
@@ -18,21 +16,6 @@ from esp_medsam_app.weights.bundle import save_description, starter_bundle_path
 
 TINY = ("--set", "views=2", "--set", "decoder_steps=2", "--set", "decoder_batch=1",
         "--set", "joint_steps=2", "--set", "joint_batch=1", "--device", "cpu")  # fmt: skip
-
-
-@pytest.fixture
-def cases(tmp_path: Path) -> Path:
-    folder = tmp_path / "cases"
-    rng = np.random.default_rng(0)
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True)
-    for name in ("a", "b"):
-        labels = np.zeros((48, 64), np.uint8)
-        labels[10:30, 20:40] = 1
-        image = (60 + 120 * labels + rng.normal(0, 8, labels.shape)).astype(np.uint8)
-        Image.fromarray(image).save(folder / "images" / f"{name}.png")
-        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
-    return folder
 
 
 def train(*arguments: str | Path) -> int:

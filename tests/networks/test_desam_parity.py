@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,12 @@ from esp_medsam_app.weights.official_desam import load_official_desam
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "parity"
 PARITY = Path(os.environ.get("ESP_MEDSAM_PARITY", BESIDE))
-pytestmark = pytest.mark.skipif(
-    not (PARITY / "desam_golden.npz").is_file(), reason="no reference outputs on this machine"
-)
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.skipif(
+        not (PARITY / "desam_golden.npz").is_file(), reason="no reference outputs on this machine"
+    ),
+]
 Fill = Callable[[str, tuple[int, ...]], np.ndarray]
 
 
@@ -37,14 +40,6 @@ class NoEncoder(nn.Linear):
     """Stands for the encoder, whose features are given."""
 
     inner_maps = (InnerMap(768), InnerMap(768), InnerMap(768))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +26,17 @@ from esp_medsam_app.weights.official import OFFICIAL_QUERIES
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "parity"
 PARITY = Path(os.environ.get("ESP_MEDSAM_PARITY", BESIDE))
-pytestmark = pytest.mark.skipif(
-    not (PARITY / "esp_medsam_golden.npz").is_file(), reason="no reference outputs on this machine"
-)
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.skipif(
+        not (PARITY / "esp_medsam_golden.npz").is_file(),
+        reason="no reference outputs on this machine",
+    ),
+]
 
 
 def relative_error(found: torch.Tensor, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found.numpy() - expected) / np.linalg.norm(expected))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_threads() -> Iterator[None]:
-    """The order of sums is that of the threads, and made-up weights magnify it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
