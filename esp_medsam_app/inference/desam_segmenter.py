@@ -90,14 +90,11 @@ class DeSamSegmenter:
         other = copy.copy(self)
         other.bundle = bundle
         other._network = network = self._network.sharing()
-        for name in self.bundle.modalities:
-            if name not in bundle.modalities:
-                del network.decoders[name]
-        before, after = self.bundle.description.files, bundle.description.files
-        for name in bundle.modalities:
-            file = bundle.modality_file(name)
-            if name not in network.modalities or before[file] != after[file]:
-                bundle.load_modality(network, name)
+        gone, changed = bundle.changes_from(self.bundle)
+        for name in gone:
+            del network.decoders[name]
+        for name in changed:
+            bundle.load_modality(network, name)
         return other
 
     def prompted(

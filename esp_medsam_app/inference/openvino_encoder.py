@@ -29,6 +29,7 @@ from esp_medsam_app.networks.compact_linear import CompactLinear
 from esp_medsam_app.networks.fused_tiny_vit import FusedController, FusedTinyViT
 from esp_medsam_app.networks.modality_controller import ModalityController
 from esp_medsam_app.networks.tiny_vit import TinyViT
+from esp_medsam_app.weights.user_cache import cache_folder
 
 RUNTIMES = ("torch", "openvino")
 
@@ -53,10 +54,9 @@ def check_runtime(name: str, device: torch.device) -> None:
         )
 
 
-def cache_folder() -> Path:
+def graphs_folder() -> Path:
     """Where graphs are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "esp_medsam" / "openvino"
+    return cache_folder() / "openvino"
 
 
 class OpenVinoEncoder:
@@ -67,7 +67,7 @@ class OpenVinoEncoder:
         dtype: of the graphs, and of the fused encoder.
         side: of the images that graphs are made for, pixels; others go through the fused encoder.
         wait: for a graph that has to be made; else the fused encoder runs until it is there.
-        folder: of the graphs; `cache_folder` by default.
+        folder: of the graphs; `graphs_folder` by default.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class OpenVinoEncoder:
         self.dtype = dtype
         self.side = side
         self.wait = wait
-        self.folder = folder or cache_folder()
+        self.folder = folder or graphs_folder()
         self.fused = FusedTinyViT(encoder, dtype)
         self._encoder = encoder
         self._encoder_digest = _digest(encoder)

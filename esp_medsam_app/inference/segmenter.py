@@ -143,14 +143,11 @@ class Segmenter:
         other = copy.copy(self)
         other.bundle = bundle
         other._network = network = self._network.sharing()
-        for name in self.bundle.modalities:
-            if name not in bundle.modalities:
-                network.remove_modality(name)
-        before, after = self.bundle.description.files, bundle.description.files
-        for name in bundle.modalities:
-            file = controller_file(name)
-            if name not in network.modalities or before[file] != after[file]:
-                bundle.load_modality(network, name)
+        gone, changed = bundle.changes_from(self.bundle)
+        for name in gone:
+            network.remove_modality(name)
+        for name in changed:
+            bundle.load_modality(network, name)
         network.requires_grad_(False)
         if self._fast is not None:
             compact_in_memory(network)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast
-from esp_medsam_app.learning.material import HELD_OUT_TILES, Material, with_cases
+from esp_medsam_app.learning.material import Material, held_out_tiles, with_cases
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks.desam import DeSam
-from esp_medsam_app.training.canvases import CanvasStore
 from esp_medsam_app.training.desam_features import encoding, restored
 from esp_medsam_app.training.desam_losses import (
     DeSamLoss,
@@ -25,7 +24,6 @@ from esp_medsam_app.training.desam_losses import (
 )
 from esp_medsam_app.training.desam_recipe import DeSamRecipe
 from esp_medsam_app.training.inputs import placed, prepare_stores, views_of_stores
-from esp_medsam_app.training.slice_tiles import SliceTiles
 from esp_medsam_app.training.sources import compute_once
 from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.weights.desam_prompts import PromptMode
@@ -156,14 +154,7 @@ def desam_material(
     """
     encode = encoding(network, torch.device(place.device))
     if held_out:
-        store = CanvasStore.prepare(
-            place.work / "held_out_slices",
-            pairs,
-            modality,
-            tile=tile,
-            limit_bytes=place.slice_bytes,
-        )
-        tiles = SliceTiles(store, modality, tile, most=HELD_OUT_TILES)
+        tiles = held_out_tiles(modality, pairs, tile, place)
         folder = place.work / "held_out_features"
         task = f"held-out features {modality.name}"
         compute_once(folder, len(tiles), tiles.__getitem__, encode, place.counting(task))

@@ -91,7 +91,7 @@ def held_out_material(
     tile: int,
     place: Surroundings,
 ) -> Path:
-    """Tiles of the held-out cases as inference cuts them, `HELD_OUT_TILES` at even distances.
+    """The `held_out_tiles` of cases.
 
     `case` of an item is the case's place in `pairs`.
 
@@ -101,15 +101,7 @@ def held_out_material(
     Raises:
         InputError: a case that cannot be used.
     """
-    store = CanvasStore.prepare(
-        place.work / "held_out_slices",
-        pairs,
-        modality,
-        tile=tile,
-        limit_bytes=place.slice_bytes,
-        report=place.counting(f"held-out slices {modality.name}"),
-    )
-    tiles = SliceTiles(store, modality, tile, most=HELD_OUT_TILES)
+    tiles = held_out_tiles(modality, pairs, tile, place)
     encoder = network.encoder
     assert isinstance(encoder, TinyViT)
     device = torch.device(place.device)
@@ -130,6 +122,25 @@ def held_out_material(
         place.counting(f"held-out features {modality.name}"),
     )
     return with_cases(folder, tiles.cases)
+
+
+def held_out_tiles(
+    modality: Modality, pairs: Sequence[CasePair], tile: int, place: Surroundings
+) -> SliceTiles:
+    """Tiles of the held-out cases as inference cuts them, `HELD_OUT_TILES` at even distances.
+
+    Raises:
+        InputError: a case that cannot be used.
+    """
+    store = CanvasStore.prepare(
+        place.work / "held_out_slices",
+        pairs,
+        modality,
+        tile=tile,
+        limit_bytes=place.slice_bytes,
+        report=place.counting(f"held-out slices {modality.name}"),
+    )
+    return SliceTiles(store, modality, tile, most=HELD_OUT_TILES)
 
 
 def with_cases(folder: Path, cases: Sequence[int]) -> Path:

@@ -178,6 +178,22 @@ class Bundle:
         """Path of what its modalities share beside the encoder, inside the bundle."""
         return DECODER
 
+    def changes_from(self, other: Bundle) -> tuple[list[str], list[str]]:
+        """What tells it from another bundle of the same shared weights, by modalities' names.
+
+        Returns:
+            those that only the other has; those that are new here or have other weights.
+        """
+        before, now = other.description.files, self.description.files
+        gone = [name for name in other.modalities if name not in self.modalities]
+        changed = [
+            name
+            for name in self.modalities
+            if name not in other.modalities
+            or before[self.modality_file(name)] != now[self.modality_file(name)]
+        ]
+        return gone, changed
+
     @property
     def backbone(self) -> Backbone:
         """The released backbone, or the one in the bundle.

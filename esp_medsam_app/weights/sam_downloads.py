@@ -6,7 +6,6 @@ Nothing is fetched at start-up or on inference. Files lie in ESP_MEDSAM_CACHE, o
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.weights.integrity import check_sha256, sha256_of
 from esp_medsam_app.weights.sam_checkpoints import RELEASES
+from esp_medsam_app.weights.user_cache import cache_folder
 
-CACHE = "ESP_MEDSAM_CACHE"
 OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 60
@@ -80,14 +79,6 @@ def get_release(name: str) -> SamRelease:
             f"there are no weights {name!r} to fetch", remedy=f"Known: {', '.join(SAM_RELEASES)}"
         )
     return SAM_RELEASES[name]
-
-
-def cache_folder() -> Path:
-    """Where fetched weights lie."""
-    named = os.environ.get(CACHE)
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esp_medsam"
 
 
 def pull(

@@ -21,7 +21,7 @@ from support.small_starter import TILE, small_starter
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference import Segmenter
-from esp_medsam_app.inference.openvino_encoder import OpenVinoEncoder, cache_folder, check_runtime
+from esp_medsam_app.inference.openvino_encoder import OpenVinoEncoder, check_runtime, graphs_folder
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.weights import Bundle, load_bundle
@@ -79,7 +79,7 @@ class StandIn(ModuleType):
 def openvino(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
     stand_in = StandIn()
     monkeypatch.setitem(sys.modules, "openvino", stand_in)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ESP_MEDSAM_CACHE", str(tmp_path / "cache"))
     return stand_in
 
 
@@ -134,7 +134,7 @@ def test_the_graph_is_made_once_and_found_again(
         assert found.is_contiguous(memory_format=torch.channels_last)
     assert len(openvino.converted) == 1
     assert openvino.compiled == ["f32", "f32"]
-    names = sorted(path.suffix for path in cache_folder().iterdir() if path.is_file())
+    names = sorted(path.suffix for path in graphs_folder().iterdir() if path.is_file())
     assert names == [".bin", ".xml"]
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_graph_is_removed(
     openvino: StandIn, encoder_of: Make, network: EspMedSam
 ) -> None:
     embed(encoder_of(), network, tiles())
-    (path,) = cache_folder().glob("*.xml")
+    (path,) = graphs_folder().glob("*.xml")
     path.write_text("half a gra")
     assert close(embed(encoder_of(), network, tiles()), by_torch(network, tiles()))
     assert not path.exists()
@@ -213,11 +213,11 @@ def test_runtimes_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_are_those_of_torch(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ESP_MEDSAM_CACHE", str(tmp_path))
     options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
     wanted = Segmenter(bundle, **options).logits(tiles(3), NUCLEI)
     found = Segmenter(bundle, **options, runtime="openvino").logits(tiles(3), NUCLEI)
-    assert list(cache_folder().glob("*.xml"))
+    assert list(graphs_folder().glob("*.xml"))
     assert (found - wanted).norm() < 1e-4 * wanted.norm()
     # a graph was made, and nobody was told
     from openvino.tools.ovc import telemetry_utils
