@@ -71,7 +71,7 @@ def test_a_report_of_passes(bundle: Bundle, tmp_path: Path) -> None:
         rounds=2,
         memory=False,
         on_step=lambda n, _: steps.append(n),
-    )
+    )  # fmt: skip
     assert [figures.contender for figures in report.figures] == wanted
     plain, fast = report.figures
     assert plain.times_plain == 1
