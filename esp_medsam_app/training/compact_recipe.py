@@ -37,14 +37,14 @@ class CompactRecipe(Optimisation):
 
     folder: ClassVar[str] = "recipes/compact"
     size: int = Field(default=112, ge=32, multiple_of=8)
-    views: int | None = Field(default=240, ge=1)
+    views: int | None = Field(default=200, ge=1)
     cached_stage: int = Field(default=2, ge=0, le=3)
     absent: float = Field(default=0.12, ge=0, le=1)
-    steps: int = Field(default=300, ge=0)
+    steps: int = Field(default=500, ge=0)
     batch: int = Field(default=2, ge=1)
-    controller_rate: float = Field(default=2e-4, gt=0)
+    controller_rate: float = Field(default=5e-4, gt=0)
     query_rate: float = Field(default=1e-4, gt=0)
-    embedding_weight: float = Field(default=1.0, ge=0)
+    embedding_weight: float = Field(default=5.0, ge=0)
     soft_weight: float = Field(default=1.0, ge=0)
     mask_weight: float = Field(default=1.0, ge=0)
     pixel_loss: PixelLoss = "focal"
