@@ -13,6 +13,7 @@ import numpy as np
 
 from esp_medsam_app.active_learning.database import Result, retain_images, transact
 from esp_medsam_app.inference.assessment import Assessment
+from esp_medsam_app.weights.backbones import LITE_MEDSAM
 from esp_medsam_app.weights.bundle import DECODER, Bundle, controller_file
 
 # Weights whose scores are kept, of each modality: those that serve and those before.
@@ -76,6 +77,9 @@ def weights_version(bundle: Bundle, modality: str) -> str:
         files.get(DECODER, ""),
         files.get(controller_file(modality), ""),
     ]
+    if bundle.description.input_size != LITE_MEDSAM.input_size:
+        # of a modality that is not trained yet nothing else tells the compact profile
+        parts.append(str(bundle.description.input_size))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -19,6 +19,7 @@ from esp_medsam_app.samples.phantoms import chest
 from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.data_folder import DataFolder
 from esp_medsam_app.server.launch import FRONT_DOOR, ServerProcess, app_folder, start_server
+from esp_medsam_app.weights.profiles import FULL
 
 _START_SECONDS = 300
 _ANSWER_SECONDS = 3600
@@ -33,11 +34,13 @@ class RequestFigures:
         image: what was asked for.
         first: the first request for each image.
         again: further requests for an image, as from a second click.
+        profile: of the server's weights.
     """
 
     image: str
     first: Latency
     again: Latency
+    profile: str = FULL
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def measure_http(
     *,
     images: int,
     slices: int = 0,
+    profile: str = FULL,
     on_step: Step | None = None,
 ) -> HttpReport:
     """Start a server on images drawn here, ask for each twice, and stop it.
@@ -72,17 +76,18 @@ def measure_http(
         folder: for all that the server writes.
         images: pictures to ask for.
         slices: of a CT to ask for too; 0: none.
+        profile: whose weights these are, for the figures.
         on_step: called with the requests done and the requests in all.
 
     Raises:
         EspMedSamError: the server does not start, or answers with an error.
     """
-    home = DataFolder(folder / "home")
+    home = DataFolder(folder / f"home_{profile}")
     home.prepare(app_folder())
     home.studies.mkdir()
     pictures = write_pictures(home.studies, images + 1)
     volumes = [write_ct(home.studies, slices).name.removesuffix(".nii.gz")] if slices else []
-    with (folder / "server.log").open("wb") as log:
+    with (folder / f"server_{profile}.log").open("wb") as log:
         server = start_server(
             home.app,
             str(home.studies),
@@ -115,7 +120,7 @@ def measure_http(
         for kind, names in (("picture", pictures), ("volume", volumes)):
             if names:
                 first, again = zip(*((timed(name), timed(name)) for name in names), strict=True)
-                figures.append(RequestFigures(kind, Latency.of(first), Latency.of(again)))
+                figures.append(RequestFigures(kind, Latency.of(first), Latency.of(again), profile))
     finally:
         server.stop()
     return HttpReport(modality, figures)

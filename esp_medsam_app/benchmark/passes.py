@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.device import choose_precision
 from esp_medsam_app.inference.openvino_encoder import check_runtime
 from esp_medsam_app.weights.bundle import Bundle
+from esp_medsam_app.weights.profiles import FULL
 
 Path = Literal["plain", "fast", "openvino"]
 PATHS: tuple[Path, ...] = ("plain", "fast")
@@ -32,11 +33,13 @@ class Contender:
         path: the network as it is written down, the fused one, or that in OpenVINO.
         precision: float32 or bfloat16.
         batch: tiles in the pass.
+        profile: whose weights.
     """
 
     path: Path
     precision: str
     batch: int
+    profile: str = FULL
 
 
 # All are compared with it.
@@ -91,6 +94,7 @@ def contenders(
     precisions: Sequence[str] = PRECISIONS,
     batches: Sequence[int] | None = None,
     openvino: bool = False,
+    profiles: Sequence[str] = (FULL,),
 ) -> list[Contender]:
     """What is measured on a device; `PLAIN` is always among them, and first.
 
@@ -100,6 +104,7 @@ def contenders(
         precisions: of both paths.
         batches: tiles a pass; by the device if not given.
         openvino: it too.
+        profiles: whose weights.
 
     Raises:
         InputError: no such precision, or no OpenVINO for this device.
@@ -116,7 +121,8 @@ def contenders(
     if openvino:
         paths.append("openvino")
     wanted = [
-        Contender(path, precision, batch)
+        Contender(path, precision, batch, profile)
+        for profile in profiles
         for batch in (batches[:1] if quick else batches)
         for path in paths
         for precision in precisions
@@ -125,7 +131,7 @@ def contenders(
 
 
 def measure_passes(
-    bundle: Bundle,
+    bundles: Mapping[str, Bundle],
     modality: str,
     device: torch.device,
     wanted: Sequence[Contender],
@@ -137,26 +143,28 @@ def measure_passes(
     """Time all contenders beside each other.
 
     Args:
-        bundle: weights.
-        modality: one of its own.
+        bundles: weights of each profile.
+        modality: one of theirs.
         device: where passes run.
         wanted: `PLAIN` is one of them.
         rounds: how often each is timed.
         memory: measure each one's memory too, in a process of its own.
         on_step: called with the passes done and the passes in all.
     """
-    segmenters = _segmenters(bundle, device, wanted)
-    side = bundle.description.input_size
+    segmenters = _segmenters(bundles, device, wanted)
     calls: dict[Contender | str, Callable[[], object]] = {}
-    gflop: dict[str, float] = {}
+    gflop: dict[tuple[str, str], float] = {}
     for contender in wanted:
-        segmenter = segmenters[contender.path, contender.precision]
+        segmenter = segmenters[contender.profile, contender.path, contender.precision]
+        side = segmenter.bundle.description.input_size
         calls[contender] = _pass(segmenter, modality, contender.batch, side)
+        counted = contender.profile, contender.path
+        if counted in gflop:
+            continue
         if contender.path == "openvino":
-            # the same function; torch cannot count it
-            gflop[contender.path] = gflop["plain"]
-        elif contender.path not in gflop:
-            gflop[contender.path] = counted_gflop(segmenter, modality, side)
+            # nearly the same work as the fused encoder's; torch cannot count it
+            segmenter = Segmenter(bundles[contender.profile], device=str(device))
+        gflop[counted] = counted_gflop(segmenter, modality, side)
     products: dict[str, float] = {}
     for precision in dict.fromkeys(contender.precision for contender in wanted):
         calls[precision], products[precision] = matrix_product(
@@ -174,9 +182,11 @@ def measure_passes(
                 rate,
                 latency,
                 times_faster(seconds[contender], seconds[PLAIN], contender.batch),
-                gflop[contender.path],
-                rate * gflop[contender.path] / rates[contender.precision],
-                peak_of(bundle, modality, device, contender) if memory else None,
+                gflop[contender.profile, contender.path],
+                rate * gflop[contender.profile, contender.path] / rates[contender.precision],
+                peak_of(bundles[contender.profile], modality, device, contender)
+                if memory
+                else None,
             )
         )
     teraflops = {name: rate / 1000 for name, rate in rates.items()}
@@ -191,17 +201,19 @@ def counted_gflop(segmenter: Segmenter, modality: str, side: int) -> float:
 
 
 def _segmenters(
-    bundle: Bundle, device: torch.device, wanted: Sequence[Contender]
-) -> dict[tuple[Path, str], Segmenter]:
+    bundles: Mapping[str, Bundle], device: torch.device, wanted: Sequence[Contender]
+) -> dict[tuple[str, Path, str], Segmenter]:
     return {
-        (path, precision): Segmenter(
-            bundle,
+        (profile, path, precision): Segmenter(
+            bundles[profile],
             device=str(device),
             precision=precision,
             fast=path != "plain",
             runtime="openvino" if path == "openvino" else "torch",
         )
-        for path, precision in dict.fromkeys((c.path, c.precision) for c in wanted)
+        for profile, path, precision in dict.fromkeys(
+            (c.profile, c.path, c.precision) for c in wanted
+        )
     }
 
 

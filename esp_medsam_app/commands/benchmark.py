@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from esp_medsam_app.benchmark.report import BenchmarkReport
     from esp_medsam_app.benchmark.timing import Latency, Step
     from esp_medsam_app.benchmark.volume import VolumeReport
+    from esp_medsam_app.weights import Bundle
 
 _CPU_ROUNDS, _GPU_ROUNDS, _QUICK_ROUNDS = 7, 50, 3
 _REQUESTS, _QUICK_REQUESTS = 10, 3
@@ -68,6 +69,14 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option(help="Measure peak memory, in a process for each way.")
         ] = True,
         bundle: BundleOption = None,
+        profile: Annotated[
+            str | None,
+            typer.Option(
+                "--profile",
+                metavar="NAME|DIR",
+                help="Measure a profile beside the full one, e.g. compact; or a bundle like it.",
+            ),
+        ] = None,
         device: DeviceOption = "auto",
     ) -> None:
         """Measure how fast this machine segments.
@@ -79,7 +88,7 @@ def register(app: typer.Typer) -> None:
         the GPU's. With --quick the volume is segmented by the fast path alone.
         """
         from esp_medsam_app.benchmark.machine import Machine
-        from esp_medsam_app.benchmark.over_http import measure_http
+        from esp_medsam_app.benchmark.over_http import HttpReport, measure_http
         from esp_medsam_app.benchmark.passes import PRECISIONS, contenders, measure_passes
         from esp_medsam_app.benchmark.report import BenchmarkReport
         from esp_medsam_app.benchmark.volume import measure_volume
@@ -87,16 +96,20 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.inference import Segmenter
         from esp_medsam_app.inference.device import choose_device
         from esp_medsam_app.weights import load_bundle
+        from esp_medsam_app.weights.profiles import FULL
 
         place = choose_device(device)
         loaded = load_bundle(bundle)
-        loaded.modality(modality)
+        bundles = {FULL: loaded, **_beside(profile)}
+        for weights in bundles.values():
+            weights.modality(modality)
         wanted = contenders(
             place,
             quick=quick,
             precisions=precisions or PRECISIONS,
             batches=batch_sizes,
             openvino=openvino,
+            profiles=list(bundles),
         )
         if json is not None:
             _check_writable(json)
@@ -113,7 +126,7 @@ def register(app: typer.Typer) -> None:
 
             with step("passes") as on_step:
                 passes = measure_passes(
-                    loaded,
+                    bundles,
                     modality,
                     place,
                     wanted,
@@ -124,7 +137,10 @@ def register(app: typer.Typer) -> None:
             of_volume, of_http = None, None
             with tempfile.TemporaryDirectory(prefix="esp_medsam_") as folder:
                 if volume:
-                    ways = [("fast", Segmenter(loaded, device=device))]
+                    ways = [
+                        ("fast" if name == FULL else f"{name} fast", Segmenter(one, device=device))
+                        for name, one in bundles.items()
+                    ]
                     if not quick:
                         plain = Segmenter(loaded, device=device, precision="float32", fast=False)
                         ways.insert(0, ("plain", plain))
@@ -134,22 +150,46 @@ def register(app: typer.Typer) -> None:
                         )
                     del ways
                 if http:
-                    with step("requests") as on_step:
-                        of_http = measure_http(
-                            loaded.path,
-                            modality,
-                            device,
-                            Path(folder),
-                            images=_QUICK_REQUESTS if quick else _REQUESTS,
-                            slices=slices if volume else 0,
-                            on_step=on_step,
-                        )
+                    figures = []
+                    for name, one in bundles.items():
+                        with step("requests") as on_step:
+                            found = measure_http(
+                                one.path,
+                                modality,
+                                device,
+                                Path(folder),
+                                images=_QUICK_REQUESTS if quick else _REQUESTS,
+                                slices=slices if volume else 0,
+                                profile=name,
+                                on_step=on_step,
+                            )
+                        figures += found.figures
+                    of_http = HttpReport(modality, figures)
         report = BenchmarkReport(
             machine, loaded.description.name, str(place), passes, of_volume, of_http
         )
         _show(report, screen)
         if json is not None:
             write_report(json, report)
+
+
+def _beside(profile: str | None) -> dict[str, Bundle]:
+    """The weights of a profile other than the full one, or of a folder, by name.
+
+    Raises:
+        UnknownNameError, WeightsError: no such profile, or weights that cannot be used.
+    """
+    from esp_medsam_app.weights import load_bundle
+    from esp_medsam_app.weights.profiles import FULL, profile_path
+
+    if profile is None or profile == FULL:
+        return {}
+    folder = Path(profile)
+    if not folder.is_dir():
+        return {profile: load_bundle(profile_path(profile))}
+    loaded = load_bundle(folder)
+    name = loaded.description.name
+    return {folder.name if name == FULL else name: loaded}
 
 
 def _check_writable(path: Path) -> None:
@@ -175,16 +215,17 @@ def _show(report: BenchmarkReport, screen: Screen) -> None:
 
 
 def _passes_table(report: PassReport) -> Table:
-    gflop = max(row.gflop for row in report.figures)
+    work = {row.contender.profile: row.gflop for row in report.figures}
+    gflop = ", ".join(f"{name} {value:.0f}" for name, value in work.items())
     table = _table(
-        f"passes of {report.modality}, {gflop:.0f} GFLOP an image, {report.rounds} rounds",
+        f"passes of {report.modality}, GFLOP an image: {gflop}; {report.rounds} rounds",
         "path", "batch", "images/s", "p50 ms", "p99 ms", "x plain", "products", "peak MB",
     )  # fmt: skip
     for row in report.figures:
         peak = row.peak
         held = None if peak is None else peak.gpu if peak.gpu is not None else peak.main
         table.add_row(
-            f"{row.contender.path} {row.contender.precision}",
+            _of(row.contender.profile, f"{row.contender.path} {row.contender.precision}"),
             str(row.contender.batch),
             f"{row.images_per_second:.4g}",
             *_milliseconds(row.latency),
@@ -222,8 +263,14 @@ def _http_table(report: HttpReport) -> Table:
     )  # fmt: skip
     for row in report.figures:
         first, again = _milliseconds(row.first), _milliseconds(row.again)
-        table.add_row(row.image, *first, *again, str(row.first.calls))
+        table.add_row(_of(row.profile, row.image), *first, *again, str(row.first.calls))
     return table
+
+
+def _of(profile: str, what: str) -> str:
+    from esp_medsam_app.weights.profiles import FULL
+
+    return what if profile == FULL else f"{profile} {what}"
 
 
 def _table(title: str, first: str, *others: str) -> Table:

@@ -1,4 +1,4 @@
-"""`esp-medsam distill`: the three stages of the knowledge distillation (MMDKD)."""
+"""`esp-medsam distill`: the stages of the knowledge distillation (MMDKD), the compact profile."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from esp_medsam_app.commands.training_options import (
     WorkOption,
     find_cases,
     read_recipe,
+    recipe_changes,
     surroundings,
 )
 from esp_medsam_app.errors import InputError, UnknownNameError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from esp_medsam_app.modalities import Modality
     from esp_medsam_app.networks import EspMedSam
+    from esp_medsam_app.weights.bundle import Bundle
 
 SamOption = Annotated[
     Path | None,
@@ -48,16 +50,30 @@ BackboneOption = Annotated[
     typer.Option(metavar="FILE", help="Encoder that `distill common` wrote; LiteMedSAM's if none."),
 ]
 
+CompactRecipeOption = Annotated[
+    str, typer.Option("--recipe", metavar="NAME|FILE", help="two_cores, gpu, or a YAML file.")
+]
+LessonsOption = Annotated[
+    float,
+    typer.Option(
+        "--lessons-gb",
+        min=0.001,
+        help="Disk for what the teacher says of one modality's views; fewer views if more.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add `distill` and its stages to the command line."""
     stages = typer.Typer(
-        no_args_is_help=True, help="Knowledge distillation (MMDKD): common, teacher, controllers."
+        no_args_is_help=True,
+        help="Knowledge distillation (MMDKD): common, teacher, controllers; compact.",
     )
     app.add_typer(stages, name="distill")
     stages.command()(common)
     stages.command()(teacher)
     stages.command()(controllers)
+    stages.command()(compact)
 
 
 def common(
@@ -241,6 +257,89 @@ def controllers(
             training={"runs": [describe(numbers, pairs, folders, device=place.device)]},
         )
         Screen().say(f"wrote {output}: {', '.join(folders)}")
+
+
+def compact(
+    teacher: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="The full model: a bundle, the starter's for example."),
+    ],
+    data: DataOption,
+    output: OutputOption,
+    leave_out: LeaveOutOption = None,
+    work: WorkOption = Path("runs/compact"),
+    name: Annotated[str, typer.Option(help="Of the bundle.")] = "compact",
+    recipe: CompactRecipeOption = "two_cores",
+    changes: ChangesOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    slices_gb: CacheOption = 4.0,
+    lessons_gb: LessonsOption = 4.0,
+) -> None:
+    """Teach the modalities of a bundle to work on a smaller input: a fraction of the work.
+
+    Each learns from the full model and from labels. Backbone and decoder stay as they are, so that
+    modalities of several runs fit together: `esp-medsam weights merge`.
+    """
+    from dataclasses import replace
+
+    from esp_medsam_app.training.compact import distil_compact, fitting
+    from esp_medsam_app.training.compact_recipe import CompactRecipe
+    from esp_medsam_app.training.record import claim_work, describe
+    from esp_medsam_app.weights.bundle import load_bundle, save_bundle
+    from esp_medsam_app.weights.classifier_file import carry_over
+
+    _, folders, pairs = find_cases(data, leave_out)
+    full = load_bundle(teacher)
+    _check_known(folders, list(full.modalities.values()), teacher)
+    numbers = CompactRecipe.read(recipe, **recipe_changes(changes, seed))
+    _check_size(full, numbers.size)
+    # as the teacher knows them
+    modalities = [full.modality(known) for known in folders]
+    tile = full.description.input_size
+    numbers = fitting(
+        numbers,
+        modalities,
+        tile=tile,
+        stride=full.backbone.stem_stride,
+        limit=int(lessons_gb * 2**30),
+    )
+    claim_work(work, numbers, pairs, full)
+    with surroundings(work, device, workers, slices_gb) as place:
+        network = distil_compact(
+            full.load_network(folders), pairs, modalities, numbers, tile=tile, place=place
+        )
+    if not place.processes.first:
+        return
+    run = describe(numbers, pairs, folders, device=place.device)
+    bundle = save_bundle(
+        output,
+        network,
+        modalities,
+        name=name,
+        backbone=replace(full.backbone, input_size=numbers.size),
+        training={"runs": [run | {"teacher": full.description.name}]},
+    )
+    carry_over(full, bundle)
+    Screen().say(f"wrote {output}: {', '.join(folders)}")
+
+
+def _check_size(full: Bundle, size: int) -> None:
+    """Raises InputError for a teacher of no use, or an input that the network cannot have."""
+    if not full.description.design.controllers:
+        raise InputError(
+            "this bundle has no controllers, which are what learns",
+            path=full.path,
+            remedy="Give one that `esp-medsam train` or `distill controllers` wrote",
+        )
+    side, multiple = full.description.input_size, 8 * full.backbone.stem_stride
+    if size >= side or size % multiple:
+        raise InputError(
+            f"size {size}: the input has to be below the teacher's {side} pixels and a multiple of "
+            f"{multiple}",
+            remedy="For example --set size=112",
+        )
 
 
 def _read_teacher(folder: Path, sam: Path | None) -> tuple[EspMedSam, list[Modality], str]:

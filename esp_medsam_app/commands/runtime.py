@@ -44,6 +44,14 @@ BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="Weights to use instead of the starter bundle."),
 ]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        help="Weights of the package: full, or compact for laptops: a fraction of the work.",
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; auto prefers a GPU.")
 ]
@@ -90,6 +98,7 @@ def make_segmenter(
     batch_size: int | None,
     prompt: str | None = None,
     *,
+    profile: str | None = None,
     precision: str = "auto",
     fast: bool = True,
     runtime: str = "torch",
@@ -104,8 +113,9 @@ def make_segmenter(
     from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
     from esp_medsam_app.weights.bundle import load_any_bundle
     from esp_medsam_app.weights.desam_bundle import DeSamBundle
+    from esp_medsam_app.weights.profiles import chosen_bundle
 
-    loaded = load_any_bundle(bundle)
+    loaded = load_any_bundle(chosen_bundle(bundle, profile))
     if isinstance(loaded, DeSamBundle):
         mode = checked_prompt(prompt)
         return DeSamSegmenter(

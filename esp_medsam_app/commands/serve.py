@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, Screen
+from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, ProfileOption, Screen
 from esp_medsam_app.errors import EspMedSamError, InputError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(metavar="a,b", help="Models to serve, e.g. ct_liver,xray_chest.")
         ] = "all",
         bundle: BundleOption = None,
+        profile: ProfileOption = None,
         desam: Annotated[
             Path | None,
             typer.Option("--desam", metavar="DIR", help="Weights of DeSAM, for its models beside."),
@@ -108,7 +109,7 @@ def register(app: typer.Typer) -> None:
         others = "WARNING" if level == "INFO" else level
         # before the slow parts, so that every mistake is told at once
         port = free_port(host, port)
-        conf = _checked_conf(models, bundle, modalities, device, preload, desam)
+        conf = _checked_conf(models, bundle, modalities, device, preload, desam, profile)
         if versions is not None:
             conf["versions"] = str(versions.resolve())
         if _is_open(host):
@@ -178,6 +179,7 @@ def _checked_conf(
     device: str,
     preload: bool,
     desam: Path | None = None,
+    profile: str | None = None,
 ) -> dict[str, str]:
     """The app's `--conf`, after a look that the server will not stumble over it.
 
@@ -187,8 +189,9 @@ def _checked_conf(
     from esp_medsam_app.server.conf import added_modalities, model_names, select_models
     from esp_medsam_app.server.desam_bundles import desam_models
     from esp_medsam_app.weights import load_bundle
+    from esp_medsam_app.weights.profiles import chosen_bundle
 
-    known = load_bundle(bundle).modalities
+    known = load_bundle(chosen_bundle(bundle, profile)).modalities
     added = added_modalities(modalities, known)
     names = [*model_names(known, added), *desam_models(desam, models, {**known, **added})]
     select_models(models, names)
@@ -196,6 +199,8 @@ def _checked_conf(
     conf = {"models": models, "device": device, "preload": str(preload).lower()}
     if bundle is not None:
         conf["bundle"] = str(bundle.resolve())
+    if profile is not None:
+        conf["profile"] = profile
     if desam is not None:
         conf["desam"] = str(desam.resolve())
     if modalities is not None:

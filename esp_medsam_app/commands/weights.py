@@ -168,6 +168,21 @@ def register(app: typer.Typer) -> None:
         Screen().say(f"wrote {bundle.path}: {known.name} on {bundle.description.backbone.name}")
 
     @group.command()
+    def merge(
+        bundles: Annotated[
+            list[Path], typer.Argument(metavar="DIR...", help="Bundles with modalities each.")
+        ],
+        output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The new one.")],
+        name: Annotated[str, typer.Option(help="Of the bundle.")] = "esp-medsam",
+    ) -> None:
+        """Make one bundle of several that stand on the same backbone and decoder."""
+        from esp_medsam_app.weights.bundle import load_bundle
+        from esp_medsam_app.weights.merging import merge_bundles
+
+        bundle = merge_bundles([load_bundle(folder) for folder in bundles], output, name=name)
+        Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
+
+    @group.command()
     def card(
         bundle: Annotated[Path, typer.Option("--bundle", metavar="DIR", help="The bundle.")],
         report: Annotated[

@@ -23,6 +23,9 @@ SMALLEST_SIDE = 8
 _COUNTED, _AT_ONCE = 2**16, 2**22
 # Tiles share at least this share of their side, so that seams are blended.
 OVERLAP = 1 / 8
+# Tiles of an image are counted as for an input of so many pixels, whatever the network's: with a
+# smaller input they cover the same, sampled coarser, and are not more of them.
+COUNTED_FOR = 256
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,14 @@ class Tiling:
         width: of the slice, pixels.
         tile: side of the network's input, pixels.
         tiles: the modality's rule.
+        counted_for: side of the input for which that rule counts tiles, pixels.
     """
 
     height: int
     width: int
     tile: int
     tiles: Tiles
+    counted_for: int = COUNTED_FOR
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < SMALLEST_SIDE:
@@ -109,7 +114,7 @@ class Tiling:
     def canvas(self) -> tuple[int, int]:
         """Height and width of the scaled slice."""
         longest = max(self.height, self.width)
-        count = round((longest - self.tile) / self.step) + 1
+        count = round((longest - self.counted_for) / round(self.counted_for * (1 - OVERLAP))) + 1
         count = min(max(count, self.tiles.least), self.tiles.most)
         working = self.tile + (count - 1) * self.step
         return (

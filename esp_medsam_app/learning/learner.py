@@ -63,7 +63,7 @@ class ModalityLearner(nn.Module):
         """Parameter groups for AdamW; from now on these parameters need gradients."""
         names = [self.modality]
         groups = query_groups(self.network, names, recipe.joint_decoder_rate)
-        groups += controller_groups(self.network, recipe, names)
+        groups += controller_groups(self.network, names, recipe.controller_rate)
         # what stands before the cached stage has acted already
         idle = {id(parameter) for parameter in self._before_the_stage()}
         for group in groups:

@@ -34,7 +34,8 @@ class AppConf(BaseModel):
             DeSAM's: `all` has those of its bundle, and one that is named here may be trained from
             nothing.
         preload: load the weights at start-up rather than at the first request.
-        bundle: folder of the weights; the starter bundle if empty.
+        bundle: folder of the weights; the profile's if empty.
+        profile: `full`, the starter bundle, or `compact`, for a fraction of the work.
         desam: folder of DeSAM's weights; those of the package if empty, where there are some.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device if not given.
@@ -60,6 +61,7 @@ class AppConf(BaseModel):
     models: str = "all"
     preload: bool = False
     bundle: Path | None = None
+    profile: Literal["full", "compact"] | None = None
     desam: Path | None = None
     device: str = "auto"
     batch_size: int | None = Field(default=None, ge=1)
@@ -83,7 +85,14 @@ class AppConf(BaseModel):
             raise ValueError(str(error)) from None
 
     @field_validator(
-        "bundle", "desam", "batch_size", "modalities", "versions", "log_level", mode="before"
+        "bundle",
+        "profile",
+        "desam",
+        "batch_size",
+        "modalities",
+        "versions",
+        "log_level",
+        mode="before",
     )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:

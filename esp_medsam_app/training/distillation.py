@@ -138,7 +138,7 @@ def distil_controllers(
             embedding = embed_from(student, inputs, recipe.cached_stage, batch.modality)
         return {"total": F.mse_loss(embedding.float(), target.float())}
 
-    groups = controller_groups(student, recipe, names)
+    groups = controller_groups(student, names, recipe.controller_rate)
     checkpoint = Checkpoint(
         place.work / CHECKPOINT, student, lambda name: name.startswith("controllers.")
     )

@@ -33,7 +33,7 @@ def shared_groups(network: EspMedSam, recipe: Recipe, rate: float) -> Groups:
     return groups
 
 
-def controller_groups(network: EspMedSam, recipe: Recipe, names: Sequence[str]) -> Groups:
+def controller_groups(network: EspMedSam, names: Sequence[str], rate: float) -> Groups:
     """Controllers of some modalities; none where the design has none."""
     controllers = [c for name in names if (c := network.controller(name)) is not None]
     named = [item for controller in controllers for item in controller.named_parameters()]
@@ -41,7 +41,6 @@ def controller_groups(network: EspMedSam, recipe: Recipe, names: Sequence[str]) 
     others = [parameter for name, parameter in named if not name.endswith("token_bias")]
     if not named:
         return []
-    rate = recipe.controller_rate
     return [
         {"params": others, "lr": rate},
         {"params": biases, "lr": rate * TOKEN_BIAS_RATE, "weight_decay": 0.0},

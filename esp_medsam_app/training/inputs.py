@@ -119,7 +119,7 @@ def features_of(
     assert isinstance(network.encoder, TinyViT)
     encode_until = network.encoder.encode_until
     device = torch.device(place.device)
-    return _computed(
+    return computed(
         f"features_{recipe.cached_stage}",
         tuple(views),
         _count(tuple(views), recipe),
@@ -141,7 +141,7 @@ def embeddings_of(
         features, labels = stored[name]
         return lambda number: (features[number], labels[number])
 
-    return _computed(
+    return computed(
         "embeddings",
         tuple(stored),
         decoder_turns(tuple(stored), recipe).views or 0,
@@ -156,7 +156,7 @@ def targets_of(
 ) -> Stored:
     """A teacher's embeddings of the views that `features_of` covers."""
     device = torch.device(place.device)
-    return _computed(
+    return computed(
         "targets",
         tuple(views),
         _count(tuple(views), recipe),
@@ -191,7 +191,7 @@ def _count(names: tuple[str, ...], recipe: Recipe) -> int:
 
 
 @torch.no_grad()
-def _computed(
+def computed(
     kind: str,
     names: Sequence[str],
     count: int,
@@ -199,6 +199,16 @@ def _computed(
     compute: Callable[[Tensor, str], Tensor],
     place: Surroundings,
 ) -> Stored:
+    """What is computed of items of each modality only once, on disk; the first process does it.
+
+    Args:
+        kind: folder inside the work folder.
+        names: of the modalities.
+        count: items of each.
+        items: input and label map of a number, by modality.
+        compute: inputs `[B, ...]` and the modality's name to results `[B, ...]`.
+        place: folder, device, processes.
+    """
     results = {}
     for name in names:
 

@@ -46,7 +46,7 @@ class SegmentationLoss(nn.Module):
 
         Args:
             mask_logits: `[B, queries, S, S]`; query k decodes label k + 1.
-            patch_logits: `[B, 1, P, P]`, S a multiple of P; none without SPPG.
+            patch_logits: `[B, 1, P, P]`; none without SPPG.
             labels: label maps `[B, S, S]`.
         """
         ids = torch.arange(1, mask_logits.shape[1] + 1, device=labels.device)
@@ -56,7 +56,8 @@ class SegmentationLoss(nn.Module):
         mask = mask + (1 - DICE_WEIGHT) * self.pixel(mask_logits, masks)
         if patch_logits is None:
             return Losses(mask, mask.detach(), mask.new_zeros(()))
-        patch_size = labels.shape[-1] // patch_logits.shape[-1]
-        patches = F.max_pool2d((labels > 0).float().unsqueeze(1), patch_size)
+        # windows of one size where S is a multiple of P
+        shown = (labels > 0).float().unsqueeze(1)
+        patches = F.adaptive_max_pool2d(shown, tuple(patch_logits.shape[-2:]))
         patch = F.binary_cross_entropy_with_logits(patch_logits.float(), patches)
         return Losses(mask + self.patch_weight * patch, mask.detach(), patch.detach())

@@ -19,7 +19,7 @@ from esp_medsam_app.training.recipe import Optimisation
 from esp_medsam_app.weights.bundle import Bundle
 
 RUN = "run.json"
-_COMPUTED = ("checkpoint*", "features*", "embeddings*", "targets*")
+_COMPUTED = ("checkpoint*", "features*", "embeddings*", "targets*", "lessons*")
 
 
 def claim_work(

@@ -110,7 +110,7 @@ def train(
             CachedFeatures(stored, order) if stored else FreshViews(views, order, place.workers)
         )
         groups = query_groups(network, names, recipe.joint_decoder_rate)
-        groups += controller_groups(network, recipe, names)
+        groups += controller_groups(network, names, recipe.controller_rate)
         if learners.shared:
             groups += shared_groups(network, recipe, recipe.joint_decoder_rate)
         if learners.encoder:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -196,14 +196,14 @@ class Bundle:
 
     @property
     def backbone(self) -> Backbone:
-        """The released backbone, or the one in the bundle.
+        """The released backbone, or the one in the bundle; with the bundle's input.
 
         Raises:
             UnknownNameError: a released backbone that this release does not know.
         """
         reference = self.description.backbone
         if reference.stem_stride is None:
-            return get_backbone(reference.name)
+            return replace(get_backbone(reference.name), input_size=self.description.input_size)
         return own_backbone(
             self.path / OWN_BACKBONE,
             name=reference.name,

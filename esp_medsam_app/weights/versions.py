@@ -22,6 +22,7 @@ from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.modalities.modality import NAME
 from esp_medsam_app.networks import DeSam, EspMedSam
+from esp_medsam_app.weights.backbones import LITE_MEDSAM
 from esp_medsam_app.weights.bundle import (
     Bundle,
     save_modality,
@@ -362,7 +363,10 @@ def open_versions(
     a server with other weights for a while finds its own versions again.
     """
     if base.path != starter_bundle_path():
-        folder = folder / f"bundle-{base.description.files.get(base.shared_file, '')[:12]}"
+        said = base.description
+        # the compact profile has the full one's decoder
+        size = "" if said.input_size == LITE_MEDSAM.input_size else f"-{said.input_size}"
+        folder = folder / f"bundle-{said.files.get(base.shared_file, '')[:12]}{size}"
     return VersionStore(folder, base, added)
 
 

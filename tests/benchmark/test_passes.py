@@ -20,6 +20,7 @@ from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.report import write_report
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.weights import Bundle, load_bundle
+from esp_medsam_app.weights.bundle import save_bundle
 
 CPU = torch.device("cpu")
 NUCLEI = "microscopy_nuclei"
@@ -37,6 +38,11 @@ def test_plain_is_always_there_and_first() -> None:
         PLAIN, Contender("fast", "float32", 1), Contender("fast", "bfloat16", 1),
     ]  # fmt: skip
     assert contenders(CPU, precisions=["bfloat16"], batches=[2])[0] == PLAIN
+    both = contenders(CPU, quick=True, profiles=["full", "compact"])
+    assert both == [
+        *contenders(CPU, quick=True),
+        Contender("fast", "float32", 1, "compact"), Contender("fast", "bfloat16", 1, "compact"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["int3", "auto"])
@@ -58,8 +64,14 @@ def test_a_report_of_passes(bundle: Bundle, tmp_path: Path) -> None:
     wanted = [PLAIN, Contender("fast", "float32", 2)]
     steps: list[int] = []
     report = measure_passes(
-        bundle, NUCLEI, CPU, wanted, rounds=2, memory=False, on_step=lambda n, _: steps.append(n)
-    )
+        {"full": bundle},
+        NUCLEI,
+        CPU,
+        wanted,
+        rounds=2,
+        memory=False,
+        on_step=lambda n, _: steps.append(n),
+    )  # fmt: skip
     assert [figures.contender for figures in report.figures] == wanted
     plain, fast = report.figures
     assert plain.times_plain == 1
@@ -76,8 +88,23 @@ def test_a_report_of_passes(bundle: Bundle, tmp_path: Path) -> None:
     assert written["schema"] == 1
     assert written["machine"]["cores"] >= 1
     assert written["passes"]["figures"][1]["contender"] == {
-        "path": "fast", "precision": "float32", "batch": 2,
+        "path": "fast", "precision": "float32", "batch": 2, "profile": "full",
     }  # fmt: skip
+
+
+def test_profiles_are_measured_beside_each_other(bundle: Bundle, tmp_path: Path) -> None:
+    starter = bundle.load_network()
+    half = save_bundle(
+        tmp_path / "half", starter, bundle.modalities.values(), name="half",
+        backbone=replace(bundle.backbone, input_size=32), training={},
+    )  # fmt: skip
+    wanted = [PLAIN, Contender("plain", "float32", 1, "half")]
+    bundles = {"full": bundle, "half": half}
+    report = measure_passes(bundles, NUCLEI, CPU, wanted, rounds=2, memory=False)
+    full, small = report.figures
+    assert small.contender.profile == "half"
+    assert small.gflop < 0.5 * full.gflop
+    assert small.images_per_second > full.images_per_second
 
 
 def test_peak_memory_is_of_a_process_of_its_own(bundle: Bundle) -> None:

@@ -21,7 +21,7 @@ rules = st.tuples(st.integers(1, 3), st.integers(0, 2)).map(
 
 
 def tiling(height: int, width: int, rule: Tiles) -> Tiling:
-    return Tiling(height, width, TILE, rule)
+    return Tiling(height, width, TILE, rule, counted_for=TILE)
 
 
 @given(sides, sides, rules)
@@ -74,6 +74,20 @@ def test_labels_come_back_where_they_were_painted(height: int, width: int, seed:
         assert min(abs(row - top), abs(row - bottom + 1)) <= 1 or (
             min(abs(column - left), abs(column - right + 1)) <= 1
         )
+
+
+@settings(deadline=None)
+@given(st.integers(8, 3000), st.integers(8, 3000), rules, st.sampled_from([64, 112, 128]))
+def test_a_smaller_input_covers_the_same(height: int, width: int, rule: Tiles, side: int) -> None:
+    full, small = Tiling(height, width, 256, rule), Tiling(height, width, side, rule)
+    ratio = side / 256
+    for found, wanted in zip(small.canvas, full.canvas, strict=True):
+        # rounded: the canvas, and the steps between its tiles
+        assert abs(found - wanted * ratio) <= 1 + 0.5 * rule.most
+    longest = max(height, width)
+    if longest != height:
+        return
+    assert len({top for top, _ in small.origins}) == len({top for top, _ in full.origins})
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 100), (100, 7), (1, 1)])

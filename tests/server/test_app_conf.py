@@ -43,6 +43,13 @@ def test_no_model_at_all_is_refused(wanted: str) -> None:
         select_models(wanted, MODELS)
 
 
+def test_profiles_are_known_by_name() -> None:
+    assert AppConf.parse({"profile": "compact"}).profile == "compact"
+    assert AppConf.parse({"profile": ""}).profile is None
+    with pytest.raises(InputError, match="profile tiny"):
+        AppConf.parse({"profile": "tiny"})
+
+
 def test_values_come_as_text() -> None:
     conf = AppConf.parse({"preload": "true", "batch_size": "3", "bundle": "", "log_level": "INFO"})
     assert (conf.preload, conf.batch_size, conf.bundle, conf.log_level) == (True, 3, None, "INFO")

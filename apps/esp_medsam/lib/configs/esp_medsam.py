@@ -22,6 +22,7 @@ from esp_medsam_app.server.infer_task import AddedInferTask, EspMedSamInferTask
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 from esp_medsam_app.server.train_task import EspMedSamTrainTask
 from esp_medsam_app.weights import load_bundle
+from esp_medsam_app.weights.profiles import chosen_bundle
 from esp_medsam_app.weights.versions import open_versions
 
 
@@ -33,7 +34,7 @@ class EspMedSam(TaskConfig):
     ) -> None:
         super().init(name, model_dir, conf, planner, **kwargs)
         self.options = AppConf.parse(conf)
-        bundle = load_bundle(self.options.bundle)
+        bundle = load_bundle(chosen_bundle(self.options.bundle, self.options.profile))
         self.added = added_modalities(self.options.modalities, bundle.modalities)
         folder = self.options.versions or Path(model_dir) / "versions"
         self.versions = open_versions(folder, bundle, self.added)

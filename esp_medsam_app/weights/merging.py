@@ -1,0 +1,96 @@
+"""Bundles of single modalities put together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from esp_medsam_app.errors import WeightsError
+from esp_medsam_app.weights.bundle import (
+    DECODER,
+    OWN_BACKBONE,
+    Bundle,
+    BundleDescription,
+    controller_file,
+    save_description,
+)
+from esp_medsam_app.weights.classifier_file import carry_over
+from esp_medsam_app.weights.integrity import check_sha256
+
+
+def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle:
+    """One bundle with the modalities of several that share all else, bit by bit.
+
+    Scores, limits of presence and what is said of the training come along; the classifier is that
+    of the first that has one.
+
+    Args:
+        parts: one or more.
+        output: folder that is written; none of theirs.
+        name: of the bundle, for people.
+
+    Raises:
+        WeightsError: they differ in what they share, two of them have one modality, or a file is
+            missing or damaged.
+    """
+    first = parts[0].description
+    known: dict[str, Bundle] = {}
+    for part in parts:
+        if part.path.resolve() == output.resolve():
+            raise WeightsError("a bundle cannot be merged into itself", path=output)
+        _check_alike(parts[0], part)
+        for modality in part.modalities:
+            if modality in known:
+                raise WeightsError(
+                    f"{modality} is in {known[modality].path} already",
+                    path=part.path,
+                    remedy="Give one of them alone",
+                )
+            known[modality] = part
+    (output / "controllers").mkdir(parents=True, exist_ok=True)
+    shared = [file for file in (DECODER, OWN_BACKBONE) if file in first.files]
+    origins = dict.fromkeys(shared, parts[0])
+    origins |= {controller_file(modality): part for modality, part in known.items()}
+    for file, part in origins.items():
+        check_sha256(part.file(file), part.description.files[file])
+        shutil.copyfile(part.file(file), output / file)
+    merged = BundleDescription(
+        name=name,
+        backbone=first.backbone,
+        design=first.design,
+        input_size=first.input_size,
+        modalities=[part.modality(modality) for modality, part in known.items()],
+        training={"runs": [run for part in parts for run in _runs(part)]},
+        presence={key: value for p in parts for key, value in p.description.presence.items()},
+        scores={key: value for p in parts for key, value in p.description.scores.items()},
+        files={file: part.description.files[file] for file, part in origins.items()},
+    )
+    bundle = Bundle(output, merged)
+    save_description(bundle)
+    for part in parts:
+        bundle = carry_over(part, bundle)
+    return bundle
+
+
+def _runs(part: Bundle) -> list[object]:
+    runs: list[object] = part.description.training.get("runs", [])
+    return runs
+
+
+def _check_alike(one: Bundle, other: Bundle) -> None:
+    """Raises WeightsError for two that do not share backbone, decoder, input and design."""
+    for what, of_one, of_other in (
+        ("backbone", one.description.backbone, other.description.backbone),
+        ("input", one.description.input_size, other.description.input_size),
+        ("design", one.description.design, other.description.design),
+        ("decoder", one.description.files[DECODER], other.description.files[DECODER]),
+    ):
+        if of_one != of_other:
+            raise WeightsError(
+                f"its {what} is another than that of {one.path}",
+                path=other.path,
+                remedy="Merge bundles that were trained from one, each on modalities of its own",
+            )
+    if not one.description.design.own_queries and one is not other:
+        raise WeightsError("its modalities share their queries", path=one.path)
