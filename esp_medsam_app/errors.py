@@ -24,6 +24,10 @@ class InputError(EspMedSamError):
     """An image or label file that cannot be used as it is."""
 
 
+class OtherModalityError(InputError):
+    """An image that looks like one of another modality than the one that was chosen for it."""
+
+
 class UnknownNameError(EspMedSamError):
     """A modality, model, label or bundle that does not exist here."""
 

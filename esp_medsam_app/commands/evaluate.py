@@ -23,7 +23,7 @@ from esp_medsam_app.commands.runtime import (
     RuntimeOption,
     Screen,
 )
-from esp_medsam_app.errors import EspMedSamError, InputError
+from esp_medsam_app.errors import EspMedSamError, InputError, OtherModalityError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +73,8 @@ def register(app: typer.Typer) -> None:
             typer.Option(
                 "--absent",
                 metavar="DIR",
-                help="Images that do not hold the structure: count how many are marked.",
+                help="Images that do not hold the structure: count how many are marked. None is "
+                "of those that look like another modality, which `segment` refuses.",
             ),
         ] = None,
         baselines: others.BaselinesOption = False,
@@ -100,6 +101,8 @@ def register(app: typer.Typer) -> None:
 
         A case that fails is reported and the others go on; the exit code is then 2.
         """
+        import numpy as np
+
         from esp_medsam_app.data.reading import find_images
         from esp_medsam_app.evaluation.pairs import check_references, find_pairs, without
         from esp_medsam_app.evaluation.report import evaluate_cases, write_report
@@ -160,6 +163,15 @@ def register(app: typer.Typer) -> None:
                     ),
                 )
 
+            def predict_if_fit(image: MedicalImage) -> np.ndarray:
+                # as `segment` does
+                try:
+                    if runtime.is_esp_medsam(segmenter):
+                        segmenter.check_modality(image, chosen.name, "")
+                except OtherModalityError:
+                    return np.zeros(image.grid.shape, np.uint8)
+                return predict(image)
+
             def on_case(case: EvaluatedCase) -> None:
                 progress.advance(cases)
                 if predictions is not None:
@@ -174,7 +186,7 @@ def register(app: typer.Typer) -> None:
                 others_images = progress.add_task("images without it", total=len(beside))
                 silence = measure_silence(
                     beside,
-                    predict,
+                    predict_if_fit,
                     lambda: progress.advance(others_images),
                     lambda path, error: screen.complain(f"{path}: {error.problem}"),
                 )

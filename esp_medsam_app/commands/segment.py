@@ -44,11 +44,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Options:
-    """What is written, and where."""
+    """What is written, and where; `any_image`: also of images that look like something else."""
 
     output: Path
     overlay: bool
     overwrite: bool
+    any_image: bool = False
 
 
 def register(app: typer.Typer) -> None:
@@ -86,6 +87,10 @@ def register(app: typer.Typer) -> None:
                 help="Replace label maps that exist; with --no-overwrite their inputs are skipped."
             ),
         ] = True,
+        any_image: Annotated[
+            bool,
+            typer.Option("--any-image", help="Also what looks like an image of another modality."),
+        ] = False,
         bundle: BundleOption = None,
         profile: ProfileOption = None,
         prompt: PromptOption = None,
@@ -123,7 +128,7 @@ def register(app: typer.Typer) -> None:
             paths,
             segmenter,
             None if modality == AUTO else segmenter.bundle.modality(modality),
-            Options(output, overlay, overwrite),
+            Options(output, overlay, overwrite, any_image),
             Screen(),
         )
         if failed:
@@ -307,6 +312,8 @@ def _run(
                 remedy="Choose another output folder",
             )
     chosen = ""
+    if modality is not None and not options.any_image and runtime.is_esp_medsam(segmenter):
+        segmenter.check_modality(image, modality.name, "Give --modality auto, or --any-image")
     if modality is None:
         assert runtime.is_esp_medsam(segmenter)
         reading = segmenter.read_modality(image)

@@ -1,4 +1,7 @@
-"""Reading an image's modality: from DICOM's tags, else from what it looks like, else asking."""
+"""Reading an image's modality: from DICOM's tags, else from what it looks like, else asking.
+
+And the other way round: seeing that an image is hardly of the modality that somebody chose.
+"""
 
 from __future__ import annotations
 
@@ -102,6 +105,36 @@ def read_modality(
         return ModalityReading(best, confidence, candidates, source)
     reason = f"{silent}, and what it shows cannot be told with confidence"
     return ModalityReading(None, confidence, candidates, source, reason)
+
+
+def mistaken_for(
+    image: MedicalImage,
+    asked: str,
+    modalities: Mapping[str, Modality],
+    classifier: ClassifierDescription | None = None,
+    look: Look | None = None,
+) -> tuple[str, float] | None:
+    """Which modality an image is of rather than the one that was asked for, and how probably.
+
+    None unless the classifier would decide on that one: an image of a site that it does not know
+    looks like nothing it knows, and is not held for another. Tags that name the modality asked for,
+    and its part of the body, are believed without a look.
+
+    Args:
+        image: picture or volume.
+        asked: a modality's name. One that the classifier does not know is never objected to.
+        modalities, classifier, look: as for `read_modality`.
+
+    Raises:
+        InputError: the image has nothing to look at.
+    """
+    if classifier is None or look is None or asked not in classifier.modalities:
+        return None
+    evidence = dicom_evidence(image, modalities)
+    if evidence.certain and evidence.fitting == (asked,):
+        return None
+    best, confidence = next(iter(look(image).items()))
+    return (best, confidence) if best != asked and confidence >= classifier.threshold else None
 
 
 def looking(classifier: ModalityClassifier, encoder: TinyViT) -> Look:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.errors import InputError
+from esp_medsam_app.errors import OtherModalityError
 from esp_medsam_app.inference.assessment import (
     MOST_SLICES,
     Assessment,
@@ -28,7 +28,12 @@ from esp_medsam_app.inference.embedding_cache import (
     fingerprint,
 )
 from esp_medsam_app.inference.fast_network import FastNetwork
-from esp_medsam_app.inference.modality_reader import ModalityReading, looking, read_modality
+from esp_medsam_app.inference.modality_reader import (
+    ModalityReading,
+    looking,
+    mistaken_for,
+    read_modality,
+)
 from esp_medsam_app.inference.openvino_encoder import OpenVinoEncoder, check_runtime
 from esp_medsam_app.inference.presence import present_masks
 from esp_medsam_app.inference.slicewise import (
@@ -36,6 +41,7 @@ from esp_medsam_app.inference.slicewise import (
     Relief,
     Run,
     batch_size_for,
+    naming_errors,
     segment_slicewise,
 )
 from esp_medsam_app.modalities import Modality
@@ -231,17 +237,33 @@ class Segmenter:
             InputError: nothing to look at, as in `segment`.
             WeightsError: the bundle's classifier is missing, damaged or does not fit.
         """
-        try:
-            return read_modality(
-                image,
-                self.bundle.told_apart,
-                self.bundle.description.modality_classifier,
-                self._look,
+        known = self.bundle.description.modality_classifier
+        with naming_errors(image):
+            return read_modality(image, self.bundle.told_apart, known, self._look)
+
+    def check_modality(self, image: MedicalImage, modality: str, remedy: str) -> None:
+        """Refuse an image that looks like one of another modality.
+
+        Args:
+            image: picture or volume.
+            modality: that was chosen for it; nothing is refused for one that the bundle's
+                classifier does not know, or where there is no classifier.
+            remedy: for the message.
+
+        Raises:
+            OtherModalityError: the classifier is certain that it is another one; names it.
+            InputError: nothing to look at, as in `segment`.
+            WeightsError: the bundle's classifier is missing, damaged or does not fit.
+        """
+        known = self.bundle.description.modality_classifier
+        with naming_errors(image):
+            found = mistaken_for(image, modality, self.bundle.told_apart, known, self._look)
+        if found is not None:
+            raise OtherModalityError(
+                f"this looks like {found[0]} ({found[1]:.0%}), not like {modality}",
+                path=image.path,
+                remedy=remedy,
             )
-        except InputError as error:
-            if error.path is not None or image.path is None:
-                raise
-            raise InputError(error.problem, path=image.path, remedy=error.remedy) from error
 
     def _look(self, image: MedicalImage) -> Mapping[str, float]:
         if self.embeddings is None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esp_medsam_app.data.dicom import series_tags
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
-from esp_medsam_app.server.infer_task import EspMedSamInferTask, version_of
+from esp_medsam_app.server.infer_task import EspMedSamInferTask, version_of, with_tags
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
-
-_NIFTI = ".nii.gz"
 
 
 class AutoInferTask(EspMedSamInferTask):
@@ -36,7 +31,7 @@ class AutoInferTask(EspMedSamInferTask):
 
     def __init__(self, modalities: Iterable[Modality], segmenters: SharedSegmenter) -> None:
         self.modalities = {modality.name: modality for modality in modalities}
-        super().__init__(everything(self.modalities.values()), segmenters)
+        super().__init__(everything(self.modalities.values()), segmenters, check_images=False)
 
     def segment(
         self, segmenter: Segmenter, image: MedicalImage
@@ -51,7 +46,7 @@ class AutoInferTask(EspMedSamInferTask):
         Raises:
             InputError: the modality cannot be told; names the likeliest.
         """
-        reading = segmenter.read_modality(_with_tags(image))
+        reading = segmenter.read_modality(with_tags(image))
         first = next(iter(reading.candidates), next(iter(self.modalities)))
         name = reading.decided(image, f"Run the model of its modality, such as {model_name(first)}")
         labels = segmenter.segment(image, name)
@@ -80,22 +75,4 @@ def everything(modalities: Iterable[Modality]) -> Modality:
         + ".",
         dimension=3 if any(modality.dimension == 3 for modality in modalities) else 2,
         labels={name: index for index, name in enumerate(names, start=1)},
-    )
-
-
-def _with_tags(image: MedicalImage) -> MedicalImage:
-    """The image with its series' tags, which MONAI Label's conversion to NIfTI lost.
-
-    What it fetches from a DICOMweb server lies in a folder beside the NIfTI file, of its name.
-    """
-    path = str(image.path or "")
-    folder = Path(path.removesuffix(_NIFTI))
-    if image.dicom_modality or not path.endswith(_NIFTI) or not folder.is_dir():
-        return image
-    tags = series_tags(folder)
-    return replace(
-        image,
-        dicom_modality=tags.modality,
-        dicom_body_part=tags.body_part,
-        dicom_description=tags.description,
     )

@@ -44,6 +44,8 @@ class AppConf(BaseModel):
         fast: ESP-MedSAM by the fused encoder, the same function to rounding; else by the plain one.
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
+        check_images: refuse an image that looks like one of another modality than the model's,
+            unless the request says `any_image`.
         embeddings_mb: megabytes of ESP-MedSAM's image embeddings kept on each device, for who asks
             for an image again; 0: none.
         modalities: folder of modalities that the bundle lacks, a YAML file each, as those of the
@@ -68,6 +70,7 @@ class AppConf(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     fast: bool = True
     runtime: Literal["torch", "openvino"] = "torch"
+    check_images: bool = True
     embeddings_mb: int = Field(default=512, ge=0)
     modalities: Path | None = None
     versions: Path | None = None

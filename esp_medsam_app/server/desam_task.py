@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
 from esp_medsam_app.modalities import Modality
@@ -122,7 +123,9 @@ class DeSamInferTask(EspMedSamInferTask):
 
     assesses = False
 
-    def __init__(self, modality: Modality, segmenters: SharedDeSam) -> None:
+    def __init__(
+        self, modality: Modality, segmenters: SharedDeSam, *, check_images: bool = True
+    ) -> None:
         bundle = segmenters.bundle
         assert isinstance(bundle, DeSamBundle)
         said = bundle.description
@@ -133,7 +136,9 @@ class DeSamInferTask(EspMedSamInferTask):
             "iou_threshold": said.rules.iou_threshold,
             "smallest_region": said.rules.smallest_region,
         }
-        super().__init__(modality, segmenters, shown)
+        self.beside = segmenters.beside
+        check_images = check_images and self.beside is not None
+        super().__init__(modality, segmenters, shown, check_images=check_images)
         self.description: str = f"DeSAM: {modality.title}. {modality.description}"
 
     def prompted(self, segmenter: Any, request: Mapping[str, Any]) -> Any:
@@ -145,6 +150,11 @@ class DeSamInferTask(EspMedSamInferTask):
         assert isinstance(segmenter, DeSamSegmenter)
         options = DeSamOptions.parse(request)
         return segmenter.prompted(options.prompt, options.rules(segmenter.rules))
+
+    def check(self, segmenter: Any, image: MedicalImage) -> None:
+        """Raises InputError where an image looks, to ESP-MedSAM, like one of another modality."""
+        if self.beside is not None:
+            super().check(self.beside.get(str(segmenter.device)), image)
 
 
 class AddedDeSamTask(DeSamInferTask, AddedInferTask):

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import NDArray
 
+from esp_medsam_app.data.dicom import series_tags
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.names import label_map_suffix
 from esp_medsam_app.data.reading import read_image
@@ -28,6 +30,10 @@ from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
 logger = logging.getLogger(__name__)
 
+_NIFTI = ".nii.gz"
+# of an image that looks like one of another modality
+_REMEDY = "Run the model of its modality, or set the option any_image of this one"
+
 
 class EspMedSamInferTask(InferTask):
     """Prompt-free segmentation with one modality.
@@ -38,6 +44,9 @@ class EspMedSamInferTask(InferTask):
     Args:
         modality: labels, dimension and description for the viewers.
         segmenters: shared by the tasks of all modalities.
+        config: options that viewers are shown beside those of all models, with their defaults.
+        check_images: refuse an image that looks like one of another modality, unless the request
+            says `any_image`.
     """
 
     # whether its segmenter can tell how sure it is, for active learning
@@ -48,16 +57,19 @@ class EspMedSamInferTask(InferTask):
         modality: Modality,
         segmenters: SharedSegmenter,
         config: dict[str, Any] | None = None,
+        *,
+        check_images: bool = True,
     ) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=dict(modality.labels),
             dimension=modality.dimension,
             description=f"{modality.title}. {modality.description}",
-            config=config,
+            config={**(config or {}), **({"any_image": False} if check_images else {})},
         )
         self.modality = modality
         self.segmenters = segmenters
+        self.check_images = check_images
 
     def is_valid(self) -> bool:
         """Always: viewers are to offer a modality that is not trained yet as well."""
@@ -73,7 +85,8 @@ class EspMedSamInferTask(InferTask):
             and `number` of the weights; 0: the bundle's own).
 
         Raises:
-            EspMedSamError: bad options, an image that cannot be used, no weights, no memory.
+            EspMedSamError: bad options, an image that cannot be used or is of another modality, no
+                weights, no memory.
         """
         options = InferOptions.parse(request)
         dropped = options.dropped_labels(self.modality.labels)
@@ -88,6 +101,8 @@ class EspMedSamInferTask(InferTask):
             )
         with clock.measure("infer"):
             segmenter = self.prompted(self.segmenters.get(options.device), request)
+            if self.check_images and not options.any_image:
+                self.check(segmenter, image)
             labels, told = self.segment(segmenter, image)
         with clock.measure("post"):
             if dropped:
@@ -116,6 +131,10 @@ class EspMedSamInferTask(InferTask):
         """The segmenter as a request wants it prompted, in a family of models that is prompted."""
         del request
         return segmenter
+
+    def check(self, segmenter: Segmenter, image: MedicalImage) -> None:
+        """Raises InputError where an image looks like one of another modality."""
+        segmenter.check_modality(with_tags(image), self.modality.name, _REMEDY)
 
     def serving(self, modality: str) -> int:
         """Which version of a modality's weights serves; 0: the bundle's own."""
@@ -161,6 +180,24 @@ class AddedInferTask(EspMedSamInferTask):
                 remedy=f"Submit labels of {', '.join(self.modality.labels)} and train {model}",
             )
         return super().segment(segmenter, image)
+
+
+def with_tags(image: MedicalImage) -> MedicalImage:
+    """The image with its series' tags, which MONAI Label's conversion to NIfTI lost.
+
+    What it fetches from a DICOMweb server lies in a folder beside the NIfTI file, of its name.
+    """
+    path = str(image.path or "")
+    folder = Path(path.removesuffix(_NIFTI))
+    if image.dicom_modality or not path.endswith(_NIFTI) or not folder.is_dir():
+        return image
+    tags = series_tags(folder)
+    return replace(
+        image,
+        dicom_modality=tags.modality,
+        dicom_body_part=tags.body_part,
+        dicom_description=tags.description,
+    )
 
 
 def version_of(segmenter: Segmenter, modality: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class InferOptions(BaseModel):
             Off by default: OHIF reads raw voxels, and writing is faster.
         restore_label_idx: accepted for OHIF and MITK. Labels are dense here, so that the voxels
             are the same either way.
+        any_image: segment an image that looks like one of another modality as well.
         label_prompt: keep these labels only, by id or name; all if empty.
         device: `auto`, `cpu`, `cuda`, `cuda:1`; the server's own by default.
         client_id: for the log.
@@ -36,6 +37,7 @@ class InferOptions(BaseModel):
     result_dtype: Literal["uint8", "uint16"] = "uint8"
     result_compress: bool = False
     restore_label_idx: bool = True
+    any_image: bool = False
     label_prompt: list[int | str] = []
     device: str = "auto"
     client_id: Any = None

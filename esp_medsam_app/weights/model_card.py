@@ -213,7 +213,7 @@ def _classifier(bundle: Bundle) -> list[str]:
         f"A classifier of the plain backbone's features decides from a confidence of "
         f"{described.threshold:.0%} on and asks below it. Counted without DICOM's tags, which come "
         "first where there are any; `none` are images of none of the modalities, about which it is "
-        "right to ask.",
+        "right to ask. Who names the modality is refused where it is wrong.",
         _table(("split", "modality", "images", "right", "asked", "wrong"), rows),
     ]
 

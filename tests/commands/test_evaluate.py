@@ -18,7 +18,7 @@ from support.dicom_series import write_series
 from esp_medsam_app import cli
 from esp_medsam_app.commands import evaluate, runtime
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.errors import OutOfMemoryError
+from esp_medsam_app.errors import OtherModalityError, OutOfMemoryError
 from esp_medsam_app.modalities import Modality
 
 SIDES = Modality(
@@ -30,6 +30,10 @@ class Reader:
     """The label is a tenth of the grey value, rounded down."""
 
     bundle = bundle_of(SIDES)
+
+    def check_modality(self, image: MedicalImage, modality: str, remedy: str) -> None:
+        if image.voxels.max() == 99:
+            raise OtherModalityError("this looks like something else", path=image.path)
 
     def segment(self, image: MedicalImage, modality: str, on_slice: Any) -> NDArray[np.uint8]:
         if image.voxels.max() == 255:
@@ -135,6 +139,17 @@ def test_prints_and_writes_the_same_figures(
     assert f"{np.mean(right):.4f}" in row(printed, "Dice", "right")
     assert row(printed, "HD95 (px)", "right").rstrip("│ ").endswith("2")
     assert "right: in only one of reference and prediction in 1 case " in printed
+
+
+def test_images_of_something_else_are_marked_unless_they_are_refused(tmp_path: Path) -> None:
+    case(tmp_path / "data", "a", labels_of_picture())
+    for stem, value in (("marked", 19), ("empty", 9), ("refused", 99)):
+        save(tmp_path / "others" / f"{stem}.png", np.full((12, 16), value, np.uint8))
+    report = tmp_path / "report.json"
+    others = ("--absent", tmp_path / "others")
+    assert run("--data", tmp_path / "data", *others, "--json", report) == 0
+    beside = read(report)["beside"]
+    assert (beside["slices"], beside["marked"]) == (3, 1)
 
 
 def test_distances_of_volumes_are_in_mm(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from support.dicom_series import write_series
 from esp_medsam_app import cli
 from esp_medsam_app.commands import runtime
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.errors import InputError, WeightsError
+from esp_medsam_app.errors import InputError, OtherModalityError, WeightsError
 from esp_medsam_app.modalities import Modality
 
 BRIGHT = Modality(name="bright", title="", description="", dimension=3, labels={"bright": 1})
@@ -31,6 +31,10 @@ class Threshold:
 
     bundle = bundle_of(BRIGHT)
     device = torch.device("cpu")
+
+    def check_modality(self, image: MedicalImage, modality: str, remedy: str) -> None:
+        if image.voxels.max() == 12:
+            raise OtherModalityError("this looks dim", path=image.path, remedy=remedy)
 
     def segment(self, image: MedicalImage, modality: str, on_slice: object) -> NDArray[np.uint8]:
         if not image.voxels.any():
@@ -84,6 +88,18 @@ def test_label_maps_lie_on_their_input(tmp_path: Path) -> None:
     flat = np.asarray(Image.open(out / "photo_seg.png"))
     assert np.array_equal(flat, np.asarray(Image.open(tmp_path / "photo.png")) > 0)
     assert sorted(path.name for path in out.iterdir()) == ["photo_seg.png", "scan.07_seg.nii.gz"]
+
+
+def test_what_looks_like_another_modality_is_left_out_unless_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, fit = picture(tmp_path / "other.png", value=12), picture(tmp_path / "fit.png")
+    assert segment(other, fit, output=tmp_path / "out") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fit_seg.png"]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "this looks dim. Give --modality auto, or --any-image" in told
+    assert segment(other, output=tmp_path / "out", extra=("--any-image",)) == 0
+    assert (tmp_path / "out" / "other_seg.png").is_file()
 
 
 def test_dicom_series_folder(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from support.dicom_series import write_series
 from esp_medsam_app.data.dicom import series_tags
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.reading import read_image
-from esp_medsam_app.errors import InputError
+from esp_medsam_app.errors import InputError, OtherModalityError
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.image_features import features_of, middle_slices, tiles_of
-from esp_medsam_app.inference.modality_reader import ModalityReading, read_modality
+from esp_medsam_app.inference.modality_reader import ModalityReading, mistaken_for, read_modality
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.tiny_vit import TinyViT
@@ -177,6 +177,44 @@ def test_bundles_from_before_the_parts_take_the_catalogue_s() -> None:
     assert "none of the modalities" in read_modality(image("CT", "HEAD"), old).reason
 
 
+def looks_of(**looks: float) -> Mapping[str, float]:
+    return dict(sorted((dict.fromkeys(ALL, 0.0) | looks).items(), key=lambda item: -item[1]))
+
+
+@pytest.mark.parametrize(
+    ("looks", "found"),
+    [
+        ({"lesion": 0.8, "liver": 0.2}, ("lesion", 0.8)),
+        # of a site or kind that nothing was learned of
+        ({"lesion": 0.79, "liver": 0.01}, None),
+        ({"liver": 0.4, "lesion": 0.3}, None),
+        ({"liver": 0.9}, None),
+    ],
+)
+def test_an_image_is_refused_only_where_the_looks_would_decide_on_another(
+    looks: Mapping[str, float], found: tuple[str, float] | None
+) -> None:
+    assert mistaken_for(image(), "liver", ALL, CLASSIFIER, lambda _: looks_of(**looks)) == found
+
+
+def test_tags_that_name_what_was_chosen_are_believed_unseen() -> None:
+    def look(_: MedicalImage) -> Mapping[str, float]:
+        pytest.fail("the image need not be looked at")
+
+    assert mistaken_for(image("CT", "LIVER"), "liver", ALL, CLASSIFIER, look) is None
+    # nor may it be, where nothing is known of what was chosen
+    known = CLASSIFIER.model_copy(update={"modalities": ["liver", "lesion"]})
+    assert mistaken_for(image(), "atrium", ALL, known, look) is None
+    assert mistaken_for(image(), "liver", ALL, None, look) is None
+
+
+def test_tags_of_another_kind_do_not_speak_for_the_choice() -> None:
+    found = mistaken_for(
+        image("MR", "HIPPOCAMPUS"), "liver", ALL, CLASSIFIER, lambda _: looks_of(temporal=0.9)
+    )
+    assert found == ("temporal", 0.9)
+
+
 @given(
     kind=st.sampled_from([None, "CT", "MR", "XC", "US", "OT"]),
     part=st.sampled_from([None, "ABDOMEN", "HEART", "BRAIN", "KNEE", "?", "Chest/Abd"]),
@@ -260,6 +298,15 @@ def stripes(width: int) -> MedicalImage:
 def test_the_segmenter_reads_with_its_own_backbone(segmenter: Segmenter) -> None:
     assert segmenter.read_modality(stripes(1)).name == "liver"
     assert segmenter.read_modality(stripes(9)).name == "lesion"
+
+
+def test_the_segmenter_refuses_what_looks_like_another_modality(segmenter: Segmenter) -> None:
+    segmenter.check_modality(stripes(1), "liver", "Choose another")
+    with pytest.raises(
+        OtherModalityError,
+        match=r"stripes\.png: this looks like lesion \(\d+%\), not like liver\. Choose another",
+    ):
+        segmenter.check_modality(stripes(9), "liver", "Choose another")
 
 
 def test_an_image_with_nothing_on_it_is_named(segmenter: Segmenter) -> None:

@@ -145,6 +145,28 @@ def test_nothing_is_left_when_it_fails(
     assert list(temporary.iterdir()) == []
 
 
+def test_what_looks_like_another_modality_is_refused_before_the_work(
+    run: Run, studies: Path, segmenters: FakeSegmenters, temporary: Path
+) -> None:
+    segmenters.mistaken["photo"] = "ct_organs"
+    picture = str(studies / "photo.png")
+    with pytest.raises(InputError, match=r"looks like ct_organs.*option any_image of this one"):
+        run(image=picture)
+    assert segmenters.calls == 0
+    assert list(temporary.iterdir()) == []
+    # what Slicer sends when the box is ticked, and what other clients do
+    for said in (True, "true"):
+        assert run(image=picture, any_image=said)[0].exists()
+
+
+def test_an_admin_may_switch_that_off(studies: Path, segmenters: FakeSegmenters) -> None:
+    segmenters.mistaken["photo"] = "ct_organs"
+    task = EspMedSamInferTask(SPOTS, segmenters, check_images=False)
+    file, _ = task({"image": str(studies / "photo.png")})
+    Path(file).unlink()
+    assert task.info()["config"] == {}
+
+
 def test_info_is_what_viewers_read(segmenters: FakeSegmenters) -> None:
     info = json.loads(json.dumps(EspMedSamInferTask(ORGANS, segmenters).info()))
     assert info == {
@@ -152,5 +174,5 @@ def test_info_is_what_viewers_read(segmenters: FakeSegmenters) -> None:
         "labels": {"liver": 1, "spleen": 2},
         "dimension": 3,
         "description": "Organs in CT. Two.",
-        "config": {},
+        "config": {"any_image": False},
     }

@@ -9,6 +9,7 @@ import numpy as np
 from support.bundles import bundle_of
 
 from esp_medsam_app.data.image import MedicalImage
+from esp_medsam_app.errors import OtherModalityError
 from esp_medsam_app.inference.assessment import Assessment
 from esp_medsam_app.inference.modality_reader import ModalityReading
 from esp_medsam_app.modalities import Modality
@@ -32,6 +33,7 @@ class FakeSegmenters:
         self.error: BaseException | None = None
         self.assessed: list[str] = []
         self.modality_of: dict[str, str] = {}
+        self.mistaken: dict[str, str] = {}
         self.bundle = bundle_of(ORGANS, SPOTS)
         self.versions = None
 
@@ -62,6 +64,13 @@ class FakeSegmenters:
         assert image.path is not None
         name = self.modality_of.get(image.path.stem)
         return ModalityReading(name, 1.0 if name else 0.0, dict.fromkeys(self.bundle.modalities, 0))
+
+    def check_modality(self, image: MedicalImage, modality: str, remedy: str) -> None:
+        """Refuses a file whose stem was set to look like another modality."""
+        assert image.path is not None
+        other = self.mistaken.get(image.path.stem)
+        if other not in (None, modality):
+            raise OtherModalityError(f"this looks like {other}", path=image.path, remedy=remedy)
 
     def version(self, modality: str) -> int:
         return 3

@@ -55,12 +55,14 @@ class DeSam(TaskConfig):
     def infer(self) -> dict[str, InferTask]:
         if self.segmenters is None:
             return {}
+        check = self.options.check_images
         tasks: dict[str, InferTask] = {
-            desam_model_name(name): DeSamInferTask(modality, self.segmenters)
+            desam_model_name(name): DeSamInferTask(modality, self.segmenters, check_images=check)
             for name, modality in sorted(self.segmenters.bundle.modalities.items())
         }
         for name, modality in self.added.items():
-            tasks[desam_model_name(name)] = AddedDeSamTask(modality, self.segmenters)
+            name = desam_model_name(name)
+            tasks[name] = AddedDeSamTask(modality, self.segmenters, check_images=check)
         return tasks
 
     def trainer(self) -> dict[str, TrainTask]:

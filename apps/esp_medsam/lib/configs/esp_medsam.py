@@ -53,12 +53,13 @@ class EspMedSam(TaskConfig):
 
     def infer(self) -> dict[str, InferTask]:
         modalities = self.segmenters.bundle.modalities
+        check = self.options.check_images
         tasks: dict[str, InferTask] = {
-            model_name(name): EspMedSamInferTask(modality, self.segmenters)
+            model_name(name): EspMedSamInferTask(modality, self.segmenters, check_images=check)
             for name, modality in modalities.items()
         }
         for name, modality in self.added.items():
-            tasks[model_name(name)] = AddedInferTask(modality, self.segmenters)
+            tasks[model_name(name)] = AddedInferTask(modality, self.segmenters, check_images=False)
         tasks[AUTO_MODEL] = AutoInferTask(modalities.values(), self.segmenters)
         return {name: tasks[name] for name in model_names(modalities, self.added)}
 
