@@ -219,5 +219,8 @@ def _draw(figures: dict[str, Any], file: Path, title: str) -> None:
         axes.fill_between(budgets, low, high, color=line.get_color(), alpha=0.15)
     axes.axhline(figures["wanted"], color="grey", linestyle="--", label="all cases less one point")
     axes.set(xlabel="annotated cases", ylabel="mean Dice", title=title, xscale="log")
+    steps = sorted({b for found in figures["strategies"].values() for b in found["dice"]})
+    axes.set_xticks(steps, labels=[str(step) for step in steps])
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(file)
