@@ -58,6 +58,12 @@ def next_sample(strategy: str, params: Params = None) -> dict[str, Any]:
     return found
 
 
+@router.get("/train/", tags=["Train"], dependencies=[_user], summary="How the last training goes")
+def training(all: bool = False, check_if_running: bool = False) -> Any:  # noqa: A002
+    """Its state and last lines. `check_if_running`: of one that runs or waits, else 404."""
+    return _states("train", "training", all, check_if_running)
+
+
 @router.post("/train/{model}", tags=["Train"], dependencies=[_admin], summary="Start a training")
 def train(
     model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False
@@ -100,6 +106,12 @@ def stop_training() -> Any:
     return stopped
 
 
+@router.get("/batch/infer", tags=["Infer"], dependencies=[_user], summary="How the batch goes")
+def batch_state(all: bool = False, check_if_running: bool = False) -> Any:  # noqa: A002
+    """As of a training."""
+    return _states("batch_infer", "batch", all, check_if_running)
+
+
 @router.post(
     "/batch/infer/{model}", tags=["Infer"], dependencies=[_admin], summary="Segment many images"
 )
@@ -129,6 +141,12 @@ def stop_batch() -> Any:
     """What is done is kept."""
     audit("batch.stop")
     return AsyncTask.stop("batch_infer")
+
+
+@router.get("/scoring/", tags=["Scoring"], dependencies=[_user], summary="How the scoring goes")
+def scoring_state(all: bool = False, check_if_running: bool = False) -> Any:  # noqa: A002
+    """As of a training."""
+    return _states("scoring", "scoring", all, check_if_running)
 
 
 @router.post(
@@ -162,6 +180,25 @@ def score_all(params: Params = None) -> dict[str, Any]:
             }
             for method in the_app()._scoring_methods
         }
+
+
+def _states(method: str, name: str, everything: bool, busy: bool) -> Any:
+    """What viewers ask while they wait: of the task that runs or waits, the last one, or all.
+
+    To MONAI Label a task runs only when its process does, so that a training which was started a
+    moment ago, or waits for the one before, would be none.
+
+    Raises:
+        RefusedError: 404 there is none.
+    """
+    # the process that is read from adds lines meanwhile
+    found = [{**task, "details": list(task.get("details", ()))} for task in tasks(method)]
+    if busy:
+        found = [task for task in found if task["status"] in _BUSY]
+        found.sort(key=lambda task: task["status"] != "RUNNING")
+    if not found:
+        raise RefusedError(404, f"No {name} runs or waits." if busy else f"No {name} ran yet.")
+    return found[0] if busy else found if everything else found[-1]
 
 
 def _start_training(model: str, options: dict[str, Any], enqueue: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,36 @@ def test_in_monai_label_a_training_starts_twice(client: TestClient, started: STA
     client.post(TRAIN)
     client.post(TRAIN)
     assert len(started) == 1
+
+
+def test_what_waits_for_its_process_runs_already(either: TestClient, started: STARTED) -> None:
+    """Slicer and OHIF ask for it a moment after the start, and would offer to start it again."""
+    either.post(TRAIN)
+    assert either.get("/train/", params={"check_if_running": True}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("train", "/train/"), ("batch_infer", "/batch/infer"), ("scoring", "/scoring/")],
+)
+def test_how_it_goes(door: TestClient, started: STARTED, method: str, path: str) -> None:
+    running = {"check_if_running": True}
+    for query in ({}, {"all": True}, running):
+        refused = door.get(path, params=query)
+        assert refused.status_code == 404
+        assert refused.json()["detail"]
+    states = ("DONE", "SUBMITTED", "RUNNING", "SUBMITTED")
+    found = [{"id": str(n), "status": state} for n, state in enumerate(states)]
+    found[2]["details"] = deque(["a line"], maxlen=20)  # type: ignore[assignment]
+    utils.background_tasks[method] = found
+    assert door.get(path).json()["id"] == "3"
+    assert [task["id"] for task in door.get(path, params={"all": True}).json()] == list("0123")
+    now = door.get(path, params=running).json()
+    assert (now["id"], now["status"], now["details"]) == ("2", "RUNNING", ["a line"])
+    for task in found[1:]:
+        task["status"] = "STOPPED"
+    assert door.get(path, params=running).status_code == 404
+    assert door.get(path).json()["status"] == "STOPPED"
 
 
 @pytest.mark.parametrize(
