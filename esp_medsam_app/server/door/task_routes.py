@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ _GPUS = re.compile(r"all|\d{1,3}(,\d{1,3})*")
 # what MONAI Label takes from parameters, though only the server or the address may say it
 _OWN = ("bundle_path", "local_rank", "method", "strategy")
 _BUSY = ("SUBMITTED", "RUNNING")
+_BEGINNING_SECONDS = 5.0
 # two starts at once would both find nothing running
 _starting = threading.Lock()
 
@@ -100,6 +102,7 @@ def train_all(params: Params = None, run_sync: bool = False) -> dict[str, Any]:
 def stop_training() -> Any:
     """Those that wait for their turn do not start any more. What serves stays as it is."""
     with _starting:
+        _wait_for_its_process("train")
         _drop_waiting("train")
         stopped = AsyncTask.stop("train")
     audit("train.stop", stopped=stopped is not None)
@@ -216,6 +219,16 @@ def _started(
     if task is None:
         raise RefusedError(429, str(reason), {"retry-after": "30"})
     return dict(task)
+
+
+def _wait_for_its_process(method: str) -> None:
+    """A task that begins this moment can only be stopped when there is something to stop."""
+    deadline = time.monotonic() + _BEGINNING_SECONDS
+    while time.monotonic() < deadline:
+        states = {task["status"] for task in tasks(method)}
+        if "SUBMITTED" not in states or "RUNNING" in states:
+            return
+        time.sleep(0.02)
 
 
 def _drop_waiting(method: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from monailabel.utils.async_tasks import task as async_task
 from monailabel.utils.async_tasks import utils
 
 from esp_medsam_app.server.app import EspMedSamApp
+from esp_medsam_app.server.door import task_routes
 
 TRAIN = "/train/esp_medsam_ct_organs"
 STARTED = list[tuple[dict[str, Any], str]]
@@ -223,6 +225,37 @@ def test_a_batch_in_the_server_itself(door: TestClient, started: STARTED) -> Non
     assert not threading.current_thread().name.startswith("request")
     scores = door.post("/scoring/sum", params={"run_sync": True})
     assert scores.status_code == 200
+
+
+def test_a_training_that_begins_this_moment_is_stopped(
+    door: TestClient, app: EspMedSamApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI Label finds no process yet, stops nothing, and the training goes on."""
+    asked = threading.Event()
+    killed = []
+    tasks = utils.tasks
+
+    def noticed(method: str) -> Any:
+        asked.set()
+        return tasks(method)
+
+    def work(task: dict[str, Any], method: str, *_: Any) -> None:
+        assert asked.wait(30)
+        process = SimpleNamespace(pid=os.getpid(), kill=lambda: killed.append(task["id"]))
+        utils.background_processes[method][task["id"]] = process
+        task["status"] = "RUNNING"
+
+    trainer = SimpleNamespace(info=dict, stats=dict)
+    monkeypatch.setattr(app, "_trainers", {"esp_medsam_ct_organs": trainer})
+    monkeypatch.setattr(utils, "_task_func", work)
+    monkeypatch.setattr(utils, "background_executors", {})
+    monkeypatch.setattr(
+        utils.psutil, "Process", lambda pid: SimpleNamespace(children=lambda **_: [])
+    )
+    task = door.post(TRAIN, params={"enqueue": True}).json()
+    monkeypatch.setattr(task_routes, "tasks", noticed)
+    assert door.delete("/train/").json()["status"] == "STOPPED"
+    assert killed == [task["id"]]
 
 
 def test_stopping_a_training_stops_those_that_wait(
