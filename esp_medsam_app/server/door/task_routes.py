@@ -21,6 +21,7 @@ from monailabel.utils.async_tasks.utils import tasks
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.uploads import check_plain, the_app
+from esp_medsam_app.server.newly_labelled import models_to_update
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.train_options import TrainOptions
 
@@ -80,14 +81,21 @@ def train(
 
 
 @router.post("/train/", tags=["Train"], dependencies=[_admin], include_in_schema=False)
-def train_all(params: Params = None, run_sync: bool = False) -> dict[str, Any]:
-    """One training after another, as OHIF asks for: of the models that `params` names, else all."""
+def train_all(
+    params: Params = None, run_sync: bool = False, new_labels: bool = False
+) -> dict[str, Any]:
+    """One training after another: of the models that `params` names, else all.
+
+    `new_labels`, as OHIF asks for: else those with labels younger than their last training.
+    """
     if run_sync:
         raise RefusedError(422, "run_sync: trainings run in a process of their own")
     options = _checked(params, "model")
-    trainers = list(the_app()._trainers)
-    named = [model for model in trainers if isinstance(options.get(model), Mapping)]
-    chosen = named or trainers
+    app = the_app()
+    chosen = [model for model in app._trainers if isinstance(options.get(model), Mapping)]
+    if not chosen and new_labels:
+        chosen = models_to_update(app._trainers, app.datastore())
+    chosen = chosen or list(app._trainers)
     own = {model: {**options, **_checked(options.get(model), "model")} for model in chosen}
     for model in chosen:
         _check_trainable([model], own[model])

@@ -11,11 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from monailabel.utils.async_tasks import task as async_task
 from monailabel.utils.async_tasks import utils
+from PIL import Image
+from support.fake_server import ORGANS, SPOTS
 
+from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.door import task_routes
 
@@ -188,6 +192,34 @@ def test_ohif_trains_one_after_another(door: TestClient, started: STARTED) -> No
     assert started[0][0]["max_epochs"] == 5
     assert list(door.post("/train/").json()) == ["esp_medsam_ct_organs", "esp_medsam_spots"]
     assert len(started) == 3
+
+
+def test_ohif_trains_what_has_new_labels(
+    door: TestClient, app: EspMedSamApp, started: STARTED, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its button knows no models: it would train all of them."""
+    organs, spots = "esp_medsam_ct_organs", "esp_medsam_spots"
+
+    def trainer(modality: Modality) -> SimpleNamespace:
+        models = frozenset([organs, spots])
+        return SimpleNamespace(
+            info=dict, stats=dict, modality=modality, models=models, last_start=lambda: 0.0
+        )
+
+    monkeypatch.setattr(app, "_trainers", {organs: trainer(ORGANS), spots: trainer(SPOTS)})
+    refused = door.post("/train/?new_labels=true", json={})
+    assert refused.status_code == 422
+    assert "no label has been submitted" in refused.json()["detail"]
+    assert started == []
+    Image.fromarray(np.zeros((10, 12), np.uint8)).save(tmp_path / "label.png")
+    app.datastore().save_label("photo", str(tmp_path / "label.png"), "final", {"model": spots})
+    assert list(door.post("/train/?new_labels=true", json={}).json()) == [spots]
+    # what somebody has set options for in OHIF is asked for by its name
+    named = {organs: {"max_epochs": 5}}
+    assert list(door.post("/train/?new_labels=true", json=named).json()) == [organs]
+    # other clients get what they always got
+    assert list(door.post("/train/").json()) == [organs, spots]
 
 
 @pytest.mark.parametrize(
