@@ -331,12 +331,16 @@ def _header_names(label: Path) -> dict[int, str]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(label))
     reader.ReadImageInformation()
-    told = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    # SimpleITK gives what is no UTF-8 as halves of characters, and does not take them back
+    keys = [k for k in reader.GetMetaDataKeys() if re.fullmatch(r"Segment\d+_(LabelValue|Name)", k)]
+    told = {
+        key: reader.GetMetaData(key).encode(errors="surrogateescape").decode(errors="replace")
+        for key in keys
+    }
     named = [
         (value, told[name])
         for key, value in told.items()
-        if re.fullmatch(r"Segment\d+_LabelValue", key)
-        and (name := key.replace("_LabelValue", "_Name")) in told
+        if key.endswith("_LabelValue") and (name := key.replace("_LabelValue", "_Name")) in told
     ]
     for value, name in named:
         if not re.fullmatch(r"\s*\d{1,9}\s*", value):
