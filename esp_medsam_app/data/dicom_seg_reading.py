@@ -76,7 +76,7 @@ def head_of(dataset: Dataset) -> SegmentationHead:
     """What a segmentation says of itself, from its data set or its metadata.
 
     Raises:
-        InputError: it lacks what every DICOM instance has.
+        InputError: it is damaged, or lacks what every DICOM instance has.
     """
     try:
         segments = list(dataset.SegmentSequence)
@@ -99,7 +99,7 @@ def head_of(dataset: Dataset) -> SegmentationHead:
             and all(s.get("SegmentAlgorithmType") == "AUTOMATIC" for s in segments),
             drawn={number: name for number, name in names.items() if number in framed},
         )
-    except (AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # pydicom parses a value when it is asked for
         raise InputError(f"the segmentation is incomplete ({error})", remedy=_REMEDY) from error
 
 

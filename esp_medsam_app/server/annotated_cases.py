@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -67,31 +68,38 @@ def annotated_cases(
         models: names of all models of single modalities.
         pattern: finds the patient in an image's file name, see `patient_of`.
     """
-    # an annotation is of its structure, whichever family of models drafted it
-    own = {model_name(modality.name), desam_model_name(modality.name)}
     found = []
     for image_id in sorted(datastore.get_labeled_images()):
         info = datastore.get_label_info(image_id, FINAL)
-        names = stored_names(info)
-        matched = {value: match_name(name, modality.labels) for value, name in names.items()}
-        told = told_modality(info)
-        if info.get("model") in own.union(models):
-            if info["model"] not in own:
-                continue
-        elif told is not None and model_name(told) in models:
-            if told != modality.name:
-                continue
-        elif None in matched.values():
-            continue
         try:
+            if not is_of(info, modality, models):
+                continue
+            names = stored_names(info)
             image = original(datastore, image_id)
             pair = CasePair(image_id, image, Path(datastore.get_label_uri(image_id, FINAL)))
         except (EspMedSamError, HTTPException) as error:
             logger.warning("Image %s is left out: %s", image_id, error)
             continue
+        matched = {value: match_name(name, modality.labels) for value, name in names.items()}
         same = all(name and modality.labels[name] == value for value, name in matched.items())
         found.append(AnnotatedCase(pair, _keys(image_id, image, pattern), None if same else names))
     return found
+
+
+def is_of(info: Mapping[str, Any], modality: Modality, models: Collection[str]) -> bool:
+    """Whether a label is one of a modality, by its info; see `annotated_cases`.
+
+    Raises:
+        InputError: the info is damaged.
+    """
+    # an annotation is of its structure, whichever family of models drafted it
+    own = {model_name(modality.name), desam_model_name(modality.name)}
+    model, told = str(info.get("model")), told_modality(info)
+    if model in own.union(models):
+        return model in own
+    if told is not None and model_name(told) in models:
+        return told == modality.name
+    return all(match_name(name, modality.labels) for name in stored_names(info).values())
 
 
 def readable_cases(

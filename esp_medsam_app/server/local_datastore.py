@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from monailabel.datastore.local import (
     DataModel,
@@ -70,6 +70,9 @@ class SafeDatastore(LocalDatastore):
     Raises:
         OSError: the folder cannot be used.
     """
+
+    # what the server alone notes of a label: said by a client, it would cost a version
+    _own_notes: ClassVar[frozenset[str]] = frozenset({PREDICTED})
 
     def __init__(
         self,
@@ -206,8 +209,7 @@ class SafeDatastore(LocalDatastore):
             tag = checked_tag(label_tag)
             entry = _entry(self._datastore, image_id)
             image = _image_file(self._datastore, image_id, entry.image.ext)
-            info = _plain(label_info)
-            info.pop(PREDICTED, None)
+            info = self._without_own_notes(label_info)
             with self._prepare(file, image, info) as (prepared, info):
                 self._keep_label(image_id, tag, prepared, info)
         return image_id
@@ -256,9 +258,12 @@ class SafeDatastore(LocalDatastore):
             HTTPException: 404 unknown label.
         """
         with _told():
-            plain = _plain(info)
+            plain = self._without_own_notes(info)
             with self._file.transaction() as change:
                 _label(change.model, label_id, _text(label_tag)).info.update(plain)
+
+    def _without_own_notes(self, info: Any) -> dict[str, Any]:
+        return {key: value for key, value in _plain(info).items() if key not in self._own_notes}
 
     def _keep_label(self, image_id: str, tag: str, source: Path, info: dict[str, Any]) -> None:
         suffix = self._to_id(source.name)[1]

@@ -134,7 +134,7 @@ class ScoredModels:
                 names = set(stored_names(info).values())
             except InputError:
                 names = set()
-            model = info.get("model")
+            model = str(info.get("model"))
             modality = modality_of_names(names, self.modalities.values())
             told = told_modality(info)
             if model in models:

@@ -219,8 +219,13 @@ def stored_names(info: Mapping[str, Any]) -> dict[int, str]:
     if entries:
         return _readings(entries)[0]
     params = info.get("params")
-    names = params.get("label_names") if isinstance(params, Mapping) else None
-    return {int(value): name for name, value in names.items()} if names else {}
+    names = (params.get("label_names") if isinstance(params, Mapping) else None) or {}
+    try:
+        return {int(value): name for name, value in names.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise InputError(
+            "params.label_names: a mapping of names to whole numbers is needed"
+        ) from None
 
 
 def _as_it_came(
@@ -326,13 +331,25 @@ def _header_names(label: Path) -> dict[int, str]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(label))
     reader.ReadImageInformation()
-    told = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
-    return {
-        int(value): told[key.replace("_LabelValue", "_Name")]
-        for key, value in told.items()
-        if re.fullmatch(r"Segment\d+_LabelValue", key)
-        and key.replace("_LabelValue", "_Name") in told
+    # SimpleITK gives what is no UTF-8 as halves of characters, and does not take them back
+    keys = [k for k in reader.GetMetaDataKeys() if re.fullmatch(r"Segment\d+_(LabelValue|Name)", k)]
+    told = {
+        key: reader.GetMetaData(key).encode(errors="surrogateescape").decode(errors="replace")
+        for key in keys
     }
+    named = [
+        (value, told[name])
+        for key, value in told.items()
+        if key.endswith("_LabelValue") and (name := key.replace("_LabelValue", "_Name")) in told
+    ]
+    for value, name in named:
+        if not re.fullmatch(r"\s*\d{1,9}\s*", value):
+            raise InputError(
+                f"the file says that {name!r} has the value {value[:20]!r}, which is no number",
+                path=label,
+                remedy="Save the segmentation again",
+            )
+    return {int(value): name for value, name in named}
 
 
 def _own_names(labels: Mapping[str, int], used: Sequence[int]) -> dict[int, str]:

@@ -122,6 +122,13 @@ class EspMedSamTrainTask(BasicTrainTask):
         except ValueError:  # left half-written by a power loss
             return {}
 
+    def last_start(self) -> float:
+        """Unix time at which the last training that came to its end began; 0 if none did."""
+        ended = [one for one in self.versions.versions(self.modality.name) if one.cases.train]
+        if not ended or ended[-1].created is None:
+            return 0.0
+        return ended[-1].created.timestamp() - float(ended[-1].training.get("seconds") or 0)
+
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, compare and publish or keep back.
 

@@ -285,6 +285,27 @@ def test_truncated_pixels_are_refused(tmp_path: Path) -> None:
         labels_on(dataset, planes.grid)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_bytes_are_an_input_error_or_read(tmp_path: Path) -> None:
+    planes = stored(volume(4), tmp_path / "series")
+    file, luck, refused = tmp_path / "seg.dcm", random.Random(1), 0
+    made(planes, drawn(planes)).save_as(file, write_like_original=False)
+    whole = file.read_bytes()
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(luck.choice([1, 2, 5, 20])):
+            place = luck.randrange(132, len(content))
+            content[place] = luck.choice([0, 255, content[place] ^ (1 << luck.randrange(8))])
+        file.write_bytes(content)
+        try:
+            dataset = read_segmentation_file(file)
+            head_of(dataset)
+            labels_on(dataset, planes.grid)
+        except InputError:
+            refused += 1
+    assert 50 < refused < 300
+
+
 def test_other_files_are_no_segmentations(tmp_path: Path) -> None:
     volume(1)[0].save_as(tmp_path / "a.dcm", write_like_original=False)
     (tmp_path / "b.dcm").write_bytes(b"no DICOM")

@@ -81,6 +81,8 @@ class Hospital:
     studies: list[Study]
     audit: Path
     log: Path
+    archive: Orthanc
+    slices: list[Dataset]
 
     def get(self, path: str, **query: str) -> Any:
         return requests.get(self.url + path, params=query, timeout=PATIENCE).json()
@@ -135,7 +137,7 @@ def hospital(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         stored(archive, numbered_downwards(slices[5:8]), "BETA2", "Beta^Bob", "20260303"),
     ]
     with server_before(archive, folder) as server:
-        yield Hospital(server.url, studies, server.audit, server.log)
+        yield Hospital(server.url, studies, server.audit, server.log, archive, slices)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +155,13 @@ def viewer(chromium: Any, hospital: Hospital) -> Iterator[Any]:
     assert seen.hosts == {urlsplit(hospital.url).netloc}
     assert [one for one in seen.failed if one != KNOWN_FAILURE] == []
     assert [one for one in seen.errors if one != KNOWN_ERROR] == []
+
+
+@pytest.fixture
+def refused(chromium: Any) -> Iterator[Any]:
+    """A page to which something may be refused."""
+    with page(chromium, Seen()) as opened:
+        yield opened
 
 
 def study_list(viewer: Any, hospital: Hospital) -> None:
@@ -385,22 +394,85 @@ def test_slices_that_are_numbered_the_other_way(
     assert np.array_equal(sitk.GetArrayFromImage(label) * OHIF_LIVER, shown)
 
 
-def test_training_is_started_and_stopped(viewer: Any, hospital: Hospital) -> None:
-    open_study(viewer, hospital, hospital.studies[0])
+def test_training_is_started_and_stopped(viewer: Any, hospital: Hospital, tmp_path: Path) -> None:
+    study = hospital.studies[0]
+    labelled(hospital, study, tmp_path)
+    open_study(viewer, hospital, study)
     viewer.locator("label", has_text="Active Learning").click()
-    with viewer.expect_response(lambda answer: answer.request.method == "POST") as starting:
-        viewer.get_by_role("button", name="Update Model").click()
-    assert starting.value.status == 200
-    assert urlsplit(starting.value.url).path == "/train/"
+    update = viewer.get_by_role("button", name="Update Model")
     stop = viewer.get_by_role("button", name="Stop Training")
+    # the model that has a label, and not the other one
+    assert list(pressed(viewer, update)) == [LIVER]
     stop.wait_for()
     assert requests.get(f"{hospital.url}/train/", timeout=PATIENCE).status_code == 200
     assert hospital.audited("train.start")
+    # it ends elsewhere: the panel notices
+    assert requests.delete(f"{hospital.url}/train/", timeout=PATIENCE).status_code == 200
+    update.wait_for()
+    assert list(pressed(viewer, update)) == [LIVER]
+    stop.wait_for()
     with viewer.expect_response(lambda answer: answer.request.method == "DELETE") as stopping:
         stop.click()
     assert stopping.value.status == 200
     viewer.get_by_role("button", name="Update Model").wait_for()
     until(lambda: check_stopped(hospital))
+
+
+def pressed(viewer: Any, button: Any) -> dict[str, Any]:
+    """What the server answers to Update Model."""
+    with viewer.expect_response(lambda answer: answer.request.method == "POST") as starting:
+        button.click()
+    assert starting.value.status == 200, starting.value.text()
+    assert urlsplit(starting.value.url).path == "/train/"
+    return dict(starting.value.json())
+
+
+def labelled(hospital: Hospital, study: Study, folder: Path) -> None:
+    """Submit what the model draws as the label of a study."""
+    drawn = requests.post(
+        f"{hospital.url}/infer/{LIVER}",
+        params={"image": study.series, "output": "image"},
+        timeout=PATIENCE,
+    )
+    saved = requests.put(
+        f"{hospital.url}/datastore/label",
+        params={"image": study.series},
+        files={"label": ("label.nii.gz", drawn.content)},
+        data={"params": json.dumps({"model": LIVER})},
+        timeout=PATIENCE,
+    )
+    assert saved.status_code == 200, saved.text
+
+
+def test_why_a_run_fails_is_told(refused: Any, hospital: Hospital) -> None:
+    """A slice is missing: OHIF shows the series all the same, and the server will not guess."""
+    slices = [*hospital.slices[2:8], *hospital.slices[9:13]]
+    study = stored(hospital.archive, slices, "GAMMA3", "Gamma^Gil", "20260404")
+    open_study(refused, hospital, study)
+    press_run(refused)
+    refused.get_by_text(re.compile("Failed to Run Segmentation: .*1 missing")).wait_for()
+
+
+def test_where_there_is_no_volume_it_is_told(refused: Any, hospital: Hospital) -> None:
+    study = stored(hospital.archive, hospital.slices[5:6], "DELTA4", "Delta^Dan", "20260505")
+    refused.goto(f"{hospital.url}/ohif/monai-label?StudyInstanceUIDs={study.uid}")
+    refused.locator("[data-cy=studyBrowser-panel]").get_by_text("05-May-2026").wait_for()
+    refused.locator(".settingsTable button").click()
+    refused.locator("label", has_text="Auto-Segmentation").wait_for()
+    press_run(refused)
+    refused.get_by_text("There is no volume here to run on").wait_for()
+
+
+def test_a_server_that_is_gone_is_told(refused: Any, hospital: Hospital) -> None:
+    open_study(refused, hospital, hospital.studies[0])
+    refused.route("**/infer/**", lambda route: route.abort())
+    press_run(refused)
+    refused.get_by_text("Failed to Run Segmentation: the server does not answer").wait_for()
+
+
+def press_run(viewer: Any) -> None:
+    panel = viewer.locator(".tab", has=viewer.locator("label", has_text="Auto-Segmentation"))
+    panel.get_by_role("button", name="Run").click()
 
 
 def check_stopped(hospital: Hospital) -> None:

@@ -226,8 +226,9 @@ def test_training_is_started_asked_for_and_stopped(
     assert started["status"] in ("SUBMITTED", "RUNNING")
     with pytest.raises(Exception, match="429"):
         slicer.train_start(HIPPOCAMPUS, {})
-    wait_for(lambda: slicer.train_status(check_if_running=True))
-    assert slicer.train_status()["status"] == "RUNNING"
+    # at once, so that the module's button stops it
+    assert slicer.train_status(check_if_running=True)
+    wait_for(lambda: slicer.train_status()["status"] == "RUNNING")
     slicer.train_stop()
     wait_for(lambda: not slicer.train_status(check_if_running=True))
     assert slicer.train_status()["status"] == "STOPPED"

@@ -336,6 +336,17 @@ def test_predictions_leave_no_versions_but_annotations_do(folder: Path, tmp_path
     assert [value_of(path) for path in store.label_versions("a", "original")] == [3]
 
 
+def test_what_only_the_server_notes_is_not_taken_from_clients(folder: Path, tmp_path: Path) -> None:
+    """A label that was said to be predicted would give way without a version."""
+    store = open_store(SafeDatastore, folder)
+    files = [str(picture(tmp_path / f"{value}.png", value)) for value in (1, 2)]
+    store.save_label("a", files[0], "final", {})
+    store.update_label_info("a", "final", {"predicted": True, "seen": True})
+    assert store.get_label_info("a", "final")["seen"] is True
+    store.save_label("a", files[1], "final", {})
+    assert [value_of(path) for path in store.label_versions("a", "final")] == [1]
+
+
 def test_removing(folder: Path, tmp_path: Path) -> None:
     store = open_store(SafeDatastore, folder)
     other = open_store(SafeDatastore, folder)

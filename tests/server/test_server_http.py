@@ -241,6 +241,19 @@ def test_models_are_chosen(make_app: Callable[..., EspMedSamApp]) -> None:
         make_app(models="knee")
 
 
+def test_nothing_is_downloaded_before_a_pacs(
+    make_app: Callable[..., EspMedSamApp], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI Label fetches dcmqi's programs from the internet if they are not on PATH."""
+
+    def download(**_: Any) -> None:
+        raise AssertionError("no internet here")
+
+    monkeypatch.setattr("monailabel.interfaces.app.download_and_extract", download)
+    monkeypatch.setenv("PATH", "")
+    make_app()._download_dcmqi_tools()
+
+
 def test_a_damaged_datastore_does_not_stop_the_server(
     make_app: Callable[..., EspMedSamApp], studies: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

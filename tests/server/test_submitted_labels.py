@@ -241,6 +241,44 @@ def test_slicer_s_own_format_says_what_its_values_are(tmp_path: Path) -> None:
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(kept))).ravel().tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("value", ["x", "", "-1", "1.5", "9" * 5000])
+def test_slicer_s_own_format_with_damaged_numbers(
+    client: TestClient, tmp_path: Path, studies: Path, value: str
+) -> None:
+    label = tmp_path / "label.seg.nrrd"
+    image = sitk.ReadImage(str(studies / "case.nii.gz"))
+    written = sitk.Cast(image == 100, sitk.sitkUInt8)
+    written.CopyInformation(image)
+    written.SetMetaData("Segment0_Name", "Liver")
+    written.SetMetaData("Segment0_LabelValue", value or " ")
+    sitk.WriteImage(written, str(label))
+    response = put(client, label)
+    assert response.status_code == 422
+    assert "'Liver'" in detail(response)
+    assert "no number" in detail(response)
+    assert [path for path in (studies / "labels").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("damage", [(b"Liver", b"Li\xffer"), (b"Segment0_", b"Segment\xff_")])
+def test_slicer_s_own_format_with_what_is_no_text(
+    client: TestClient, tmp_path: Path, studies: Path, damage: tuple[bytes, bytes]
+) -> None:
+    """Half a character that is kept could never be sent again."""
+    label = tmp_path / "label.seg.nrrd"
+    image = sitk.ReadImage(str(studies / "case.nii.gz"))
+    written = sitk.Cast(image == 100, sitk.sitkUInt8)
+    written.CopyInformation(image)
+    written.SetMetaData("Segment0_Name", "Liver")
+    written.SetMetaData("Segment0_LabelValue", "1")
+    sitk.WriteImage(written, str(label))
+    whole = label.read_bytes()
+    assert damage[0] in whole
+    label.write_bytes(whole.replace(*damage))
+    response = put(client, label)
+    assert response.status_code in (200, 422), response.text
+    assert client.get("/datastore/?output=all").status_code == 200
+
+
 def test_an_image_that_cannot_be_read_does_not_cost_the_label(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

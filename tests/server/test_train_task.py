@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ def test_training_makes_a_version_and_touches_nothing_else(
     task: EspMedSamTrainTask, store: VersionStore, datastore: LocalDatastore, base: Bundle
 ) -> None:
     other = weights_of(base, "other")
+    assert task.last_start() == 0.0
+    start = time.time()
     stats = task(QUICK, datastore)
+    # labels that came while it went on are not learned from
+    assert task.last_start() == pytest.approx(start, abs=0.25 * (time.time() - start) + 0.1)
     (version,) = store.versions("disc")[1:]
     assert stats["version"] == version.number == 1
     assert len(version.cases.train) + len(version.cases.validation) == 5

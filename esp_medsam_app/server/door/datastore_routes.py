@@ -29,6 +29,7 @@ from esp_medsam_app.server.door.uploads import (
     suffix,
     the_app,
 )
+from esp_medsam_app.server.submitted_labels import stored_names
 
 _HASHES = {"SHA256": "sha256", "SHA512": "sha512", "MD5": "md5"}
 # a SeriesInstanceUID, and which of the images in the series
@@ -127,7 +128,7 @@ def save_label(
     """The one before stays as a version. `params.label_info` names the segments."""
     app = the_app()
     datastore = app.datastore()
-    info = mapping(params)
+    info = _of_label(mapping(params))
     _known_image(datastore, image)
     with received(label) as path:
         if not path.stat().st_size:
@@ -199,7 +200,7 @@ def dataset(limit_cases: Annotated[int | None, Query(ge=1)] = None) -> FileRespo
 def _describe_label(label: str, tag: str, info: dict[str, Any]) -> None:
     datastore = the_app().datastore()
     _known_label(datastore, label, tag)
-    datastore.update_label_info(label, tag, _signed(info))
+    datastore.update_label_info(label, tag, _signed(_of_label(info)))
     audit("label.describe", label=label, tag=tag)
 
 
@@ -280,6 +281,19 @@ def _signed(info: dict[str, Any]) -> dict[str, Any]:
     info = {key: value for key, value in info.items() if key not in _NOTED}
     call = current_call()
     return {**info, "user": call.user} if call is not None and call.user else info
+
+
+def _of_label(info: dict[str, Any]) -> dict[str, Any]:
+    """What a client tells of a label, if its model and names can be read again.
+
+    Raises:
+        RefusedError: 422 the model is no name.
+        InputError: the segments' names and numbers are none.
+    """
+    if not isinstance(info.get("model") or "", str):
+        raise RefusedError(422, "params.model: a name is needed")
+    stored_names(info)
+    return info
 
 
 def _fits(file: Path, told: str) -> bool:

@@ -71,6 +71,8 @@ class DicomProxy:
         method = scope["method"]
         url = target(scope["path"], method, scope.get("query_string", b""))
         headers = {name: header(scope, name) for name in _SENT_ON if header(scope, name)}
+        if not all(value.isascii() for value in headers.values()):
+            raise RefusedError(400, "A header has letters that headers cannot have.")
         storing = method == "POST"
         if storing and not headers.get("content-type", "").lower().startswith("multipart/related"):
             raise RefusedError(415, "Instances are stored as multipart/related.")

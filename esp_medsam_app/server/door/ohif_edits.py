@@ -7,6 +7,10 @@ the first mask on the last slice where instances are numbered along the patient,
 that writes the file sorts the images by place, and the masks stay in the viewer's order. All three
 are mended in the code as it is sent. Files of another OHIF, in which the places are not found, stay
 as they are.
+
+Beside that, the panel of MONAI Label itself says why something failed, as the server tells it; says
+so where there is no volume to run on; asks for a training of what has new labels instead of all
+models; and notices when a training has ended.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-# the two files have 19 and 24 kB; those of megabytes are not looked into
-_LARGEST = 100_000
+# the three files have 19, 24 and 118 kB; those of megabytes are not looked into
+_LARGEST = 150_000
 _SHAPES = ("Circle", "Sphere")
 
 
@@ -97,7 +101,96 @@ _EXPORT = (
     ("await dataSource.store.dicom(naturalizedReport);", _STORE),
     (_IMAGES, _SORTED),
 )
-EDITS = (_PANEL, _EXPORT)
+# answers to inferences are read as bytes, those that tell of an error too
+_REASON = """\
+  static reason(failed, message) {
+    const answer = failed && failed.response;
+    if (!answer) {
+      return message + ': the server does not answer';
+    }
+    let told = answer.data;
+    if (told instanceof ArrayBuffer) {
+      try {
+        told = JSON.parse(new TextDecoder().decode(told));
+      } catch (error) {
+        told = null;
+      }
+    }
+    return told && told.detail ? message + ': ' + told.detail : message;
+  }
+"""
+_IS_RUNNING = "  async is_train_running() {\n"
+_RUN = """\
+      const nid = this.notification.show({
+        title: 'MONAI Label - ' + model,
+        message: 'Running Auto-Segmentation...',"""
+_NO_VOLUME = """\
+      if (!displaySet) {
+        this.notification.show({
+          title: 'MONAI Label - ' + model,
+          message: 'There is no volume here to run on. OHIF shows none of a single slice, of ' +
+            'several images in one series, and of X-rays: use 3D Slicer for these.',
+          type: 'error',
+          duration: 15000
+        });
+        return;
+      }
+"""
+_SHOWN = "displaySetService.getDisplaySetByUID(viewport.displaySetInstanceUIDs[0])"
+_SHOWN_IF_ANY = """\
+viewport && viewport.displaySetInstanceUIDs && viewport.displaySetInstanceUIDs[0]
+        ? displaySetService.getDisplaySetByUID(viewport.displaySetInstanceUIDs[0]) : null"""
+_MOUNTED = """\
+    const training = await this.props.client().is_train_running();
+    this.setState({
+      training: training
+    });
+  }
+"""
+_WATCHING = """\
+    const training = await this.props.client().is_train_running();
+    this.setState({
+      training: training
+    });
+    this.watching = setInterval(async () => {
+      if (this.state.training && !(await this.props.client().is_train_running())) {
+        this.setState({
+          training: false
+        });
+      }
+    }, 3000);
+  }
+  componentWillUnmount() {
+    clearInterval(this.watching);
+  }
+"""
+
+
+def _explained(message: str) -> tuple[str, str]:
+    """An error's message, with the server's reason."""
+    return f"message: {message},", f"message: MonaiLabelClient.reason(response, {message}),"
+
+
+_ANSWERS = (
+    (_IS_RUNNING, _REASON + _IS_RUNNING),
+    _explained("'Failed to Run Segmentation'"),
+    _explained("'Failed to Fetch Next Sample'"),
+    _explained("'Failed to ' + (training ? 'STOP' : 'RUN') + ' training'"),
+    _explained("'Failed to Connect to MONAI Label'"),
+    (_RUN, _NO_VOLUME + _RUN),
+    (_SHOWN, _SHOWN_IF_ANY),
+    # one that waits for its turn runs as well, to the person who started it
+    (
+        "response && response.status === 200 && response.data.status === 'RUNNING'",
+        "response && response.status === 200",
+    ),
+    (
+        "  async run_train(params) {\n    const url = new URL('train/', ",
+        "  async run_train(params) {\n    const url = new URL('train/?new_labels=true', ",
+    ),
+    (_MOUNTED, _WATCHING),
+)
+EDITS = (_PANEL, _EXPORT, _ANSWERS)
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from monailabel.utils.async_tasks.utils import tasks
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.uploads import check_plain, the_app
+from esp_medsam_app.server.newly_labelled import models_to_update
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.train_options import TrainOptions
 
@@ -27,6 +29,7 @@ _GPUS = re.compile(r"all|\d{1,3}(,\d{1,3})*")
 # what MONAI Label takes from parameters, though only the server or the address may say it
 _OWN = ("bundle_path", "local_rank", "method", "strategy")
 _BUSY = ("SUBMITTED", "RUNNING")
+_BEGINNING_SECONDS = 5.0
 # two starts at once would both find nothing running
 _starting = threading.Lock()
 
@@ -58,6 +61,12 @@ def next_sample(strategy: str, params: Params = None) -> dict[str, Any]:
     return found
 
 
+@router.get("/train/", tags=["Train"], dependencies=[_user], summary="How the last training goes")
+def training(all: bool = False, check_if_running: bool = False) -> Any:  # noqa: A002
+    """Its state and last lines. `check_if_running`: of one that runs or waits, else 404."""
+    return _states("train", "training", all, check_if_running)
+
+
 @router.post("/train/{model}", tags=["Train"], dependencies=[_admin], summary="Start a training")
 def train(
     model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False
@@ -72,14 +81,21 @@ def train(
 
 
 @router.post("/train/", tags=["Train"], dependencies=[_admin], include_in_schema=False)
-def train_all(params: Params = None, run_sync: bool = False) -> dict[str, Any]:
-    """One training after another, as OHIF asks for: of the models that `params` names, else all."""
+def train_all(
+    params: Params = None, run_sync: bool = False, new_labels: bool = False
+) -> dict[str, Any]:
+    """One training after another: of the models that `params` names, else all.
+
+    `new_labels`, as OHIF asks for: else those with labels younger than their last training.
+    """
     if run_sync:
         raise RefusedError(422, "run_sync: trainings run in a process of their own")
     options = _checked(params, "model")
-    trainers = list(the_app()._trainers)
-    named = [model for model in trainers if isinstance(options.get(model), Mapping)]
-    chosen = named or trainers
+    app = the_app()
+    chosen = [model for model in app._trainers if isinstance(options.get(model), Mapping)]
+    if not chosen and new_labels:
+        chosen = models_to_update(app._trainers, app.datastore())
+    chosen = chosen or list(app._trainers)
     own = {model: {**options, **_checked(options.get(model), "model")} for model in chosen}
     for model in chosen:
         _check_trainable([model], own[model])
@@ -94,10 +110,17 @@ def train_all(params: Params = None, run_sync: bool = False) -> dict[str, Any]:
 def stop_training() -> Any:
     """Those that wait for their turn do not start any more. What serves stays as it is."""
     with _starting:
+        _wait_for_its_process("train")
         _drop_waiting("train")
         stopped = AsyncTask.stop("train")
     audit("train.stop", stopped=stopped is not None)
     return stopped
+
+
+@router.get("/batch/infer", tags=["Infer"], dependencies=[_user], summary="How the batch goes")
+def batch_state(all: bool = False, check_if_running: bool = False) -> Any:  # noqa: A002
+    """As of a training."""
+    return _states("batch_infer", "batch", all, check_if_running)
 
 
 @router.post(
@@ -129,6 +152,12 @@ def stop_batch() -> Any:
     """What is done is kept."""
     audit("batch.stop")
     return AsyncTask.stop("batch_infer")
+
+
+@router.get("/scoring/", tags=["Scoring"], dependencies=[_user], summary="How the scoring goes")
+def scoring_state(all: bool = False, check_if_running: bool = False) -> Any:  # noqa: A002
+    """As of a training."""
+    return _states("scoring", "scoring", all, check_if_running)
 
 
 @router.post(
@@ -164,6 +193,25 @@ def score_all(params: Params = None) -> dict[str, Any]:
         }
 
 
+def _states(method: str, name: str, everything: bool, busy: bool) -> Any:
+    """What viewers ask while they wait: of the task that runs or waits, the last one, or all.
+
+    To MONAI Label a task runs only when its process does, so that a training which was started a
+    moment ago, or waits for the one before, would be none.
+
+    Raises:
+        RefusedError: 404 there is none.
+    """
+    # the process that is read from adds lines meanwhile
+    found = [{**task, "details": list(task.get("details", ()))} for task in tasks(method)]
+    if busy:
+        found = [task for task in found if task["status"] in _BUSY]
+        found.sort(key=lambda task: task["status"] != "RUNNING")
+    if not found:
+        raise RefusedError(404, f"No {name} runs or waits." if busy else f"No {name} ran yet.")
+    return found[0] if busy else found if everything else found[-1]
+
+
 def _start_training(model: str, options: dict[str, Any], enqueue: bool) -> dict[str, Any]:
     if not enqueue:
         _check_idle("train", "A training")
@@ -179,6 +227,16 @@ def _started(
     if task is None:
         raise RefusedError(429, str(reason), {"retry-after": "30"})
     return dict(task)
+
+
+def _wait_for_its_process(method: str) -> None:
+    """A task that begins this moment can only be stopped when there is something to stop."""
+    deadline = time.monotonic() + _BEGINNING_SECONDS
+    while time.monotonic() < deadline:
+        states = {task["status"] for task in tasks(method)}
+        if "SUBMITTED" not in states or "RUNNING" in states:
+            return
+        time.sleep(0.02)
 
 
 def _drop_waiting(method: str) -> None:

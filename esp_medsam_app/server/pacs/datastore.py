@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from fastapi import HTTPException
@@ -72,6 +72,8 @@ _SUBMISSION = "submission"
 # In an image's info: why it cannot be segmented, and why viewers cannot show it as a volume.
 PROBLEM = "problem"
 NOT_SHOWN = "not_shown"
+# likewise: how many instances its series has
+_COUNT = "instances"
 
 _LABELS = ("*.nii.gz", "*.nii", "*.seg.nrrd", "*.nrrd", "*.png", f"*{SUFFIX}")
 
@@ -110,6 +112,9 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         largest_cache: bytes that images may take.
         max_age: seconds after which the PACS is asked again what it holds.
     """
+
+    # said by a client, the label would not go to the PACS
+    _own_notes: ClassVar[frozenset[str]] = frozenset({PREDICTED, INSTANCE, NOT_STORED, _SUBMISSION})
 
     def __init__(
         self,
@@ -231,6 +236,9 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         """
         with _told():
             self._noted(image_id)
+        if isinstance(info, Mapping):
+            own = (PROBLEM, NOT_SHOWN, _COUNT)
+            info = {key: value for key, value in info.items() if key not in own}
         super().update_image_info(image_id, info)
 
     def original(self, image_id: str) -> Path:
@@ -479,7 +487,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         ids = self._ids(place, cached)
         old = [image for image in objects if (p := place_of(image)) and p.series == place.series]
         if all(
-            image in objects and objects[image].image.info.get("instances") == cached.count
+            image in objects and objects[image].image.info.get(_COUNT) == cached.count
             for image in ids
         ) and set(old) == set(ids):
             return

@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from support.fake_server import AFFINE
+from support.fake_server import AFFINE, SPOTS
 
+from esp_medsam_app.server.annotated_cases import annotated_cases
 from esp_medsam_app.server.app import EspMedSamApp
 
 Audited = Callable[[], list[dict[str, Any]]]
@@ -94,6 +95,49 @@ def test_what_is_no_label_map_replaces_nothing(
     assert submit(door, content, name).status_code == 422
     assert (studies / "labels/final/case.nii.gz").read_bytes() == label
     assert list(temporary.iterdir()) == []
+
+
+UNREADABLE = [
+    {"model": ["x"]}, {"model": {"a": 1}}, {"label_info": 3}, {"label_info": [{"name": 3}]},
+    {"params": {"label_names": ["liver"]}}, {"params": {"label_names": {"liver": "x"}}},
+    {"params": {"label_names": {"liver": [1]}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", UNREADABLE)
+def test_what_nobody_could_read_again_is_not_noted(
+    door: TestClient, label: bytes, told: dict[str, Any]
+) -> None:
+    submit(door, label)
+    where = {"params": {"label": "case", "tag": "final"}}
+    for answer in (
+        door.put("/datastore/label/info", data={"info": json.dumps(told)}, **where),
+        door.put("/datastore/updatelabelinfo", data={"params": json.dumps(told)}, **where),
+        door.put(
+            "/datastore/label",
+            params={"image": "case"},
+            files={"label": ("a.nii.gz", label)},
+            data={"params": json.dumps(told)},
+        ),
+    ):
+        assert answer.status_code == 422
+        assert "params." in answer.json()["detail"]
+    info = door.get("/datastore/label/info", **where).json()
+    assert (info["label_info"][0]["name"], info["model"]) == ("liver", "esp_medsam_ct_organs")
+
+
+@pytest.mark.parametrize("told", UNREADABLE)
+def test_a_damaged_info_of_a_label_stops_nothing_else(
+    door: TestClient, app: EspMedSamApp, label: bytes, told: dict[str, Any]
+) -> None:
+    """As an earlier release took it, or somebody wrote it into the file."""
+    submit(door, label)
+    app.datastore().update_label_info("case", "final", {"model": None, "label_info": [], **told})
+    for strategy in ("random", "uncertainty", "diversity", "hybrid"):
+        answer = door.post(f"/activelearning/{strategy}")
+        assert answer.json()["id"] == "photo", answer.text
+    assert door.get("/info/").status_code == 200
+    assert annotated_cases(app.datastore(), SPOTS, list(app._infers)) == []
 
 
 @pytest.mark.parametrize("tag", ["../../x", "..", "a/b", ".hidden", "a\\b", "\0"])

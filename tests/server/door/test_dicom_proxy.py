@@ -196,6 +196,18 @@ def test_instances_are_stored(
     assert door.post("/proxy/dicom/studies", json={"a": 1}).status_code == 415
 
 
+@pytest.mark.parametrize("name", ["accept", "content-type", "range", "if-none-match"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_headers_that_cannot_be_sent_on(
+    door: TestClient, pacs: Pacs, served_from: Served, method: str, name: str
+) -> None:
+    headers = {"content-type": "multipart/related; boundary=x", name: b"multipart/related; \xff"}
+    answer = served_from(door).request(method, "/proxy/dicom/studies", headers=headers)
+    assert answer.status_code == 400
+    assert "header" in answer.json()["detail"]
+    assert pacs.asked == []
+
+
 def test_too_much_at_once_is_not_stored(
     enter: Callable[..., TestClient], pacs: Pacs, served_from: Served
 ) -> None:

@@ -16,8 +16,7 @@ from esp_medsam_app.server.asgi import FrontDoor
 
 # they read, take no files and no parameters worth the name, or stop what runs
 LEFT = {
-    ("GET", "/info/"), ("GET", "/datastore/"), ("GET", "/train/"), ("GET", "/batch/infer"),
-    ("GET", "/scoring/"), ("DELETE", "/scoring/"), ("GET", "/favicon.ico"),
+    ("GET", "/info/"), ("GET", "/datastore/"), ("DELETE", "/scoring/"), ("GET", "/favicon.ico"),
     ("GET", "/openapi.json"),
 }  # fmt: skip
 # these are answered before

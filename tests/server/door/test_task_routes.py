@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from monailabel.utils.async_tasks import task as async_task
 from monailabel.utils.async_tasks import utils
+from PIL import Image
+from support.fake_server import ORGANS, SPOTS
 
+from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.app import EspMedSamApp
+from esp_medsam_app.server.door import task_routes
 
 TRAIN = "/train/esp_medsam_ct_organs"
 STARTED = list[tuple[dict[str, Any], str]]
@@ -70,6 +77,36 @@ def test_in_monai_label_a_training_starts_twice(client: TestClient, started: STA
     client.post(TRAIN)
     client.post(TRAIN)
     assert len(started) == 1
+
+
+def test_what_waits_for_its_process_runs_already(either: TestClient, started: STARTED) -> None:
+    """Slicer and OHIF ask for it a moment after the start, and would offer to start it again."""
+    either.post(TRAIN)
+    assert either.get("/train/", params={"check_if_running": True}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("train", "/train/"), ("batch_infer", "/batch/infer"), ("scoring", "/scoring/")],
+)
+def test_how_it_goes(door: TestClient, started: STARTED, method: str, path: str) -> None:
+    running = {"check_if_running": True}
+    for query in ({}, {"all": True}, running):
+        refused = door.get(path, params=query)
+        assert refused.status_code == 404
+        assert refused.json()["detail"]
+    states = ("DONE", "SUBMITTED", "RUNNING", "SUBMITTED")
+    found = [{"id": str(n), "status": state} for n, state in enumerate(states)]
+    found[2]["details"] = deque(["a line"], maxlen=20)  # type: ignore[assignment]
+    utils.background_tasks[method] = found
+    assert door.get(path).json()["id"] == "3"
+    assert [task["id"] for task in door.get(path, params={"all": True}).json()] == list("0123")
+    now = door.get(path, params=running).json()
+    assert (now["id"], now["status"], now["details"]) == ("2", "RUNNING", ["a line"])
+    for task in found[1:]:
+        task["status"] = "STOPPED"
+    assert door.get(path, params=running).status_code == 404
+    assert door.get(path).json()["status"] == "STOPPED"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +194,34 @@ def test_ohif_trains_one_after_another(door: TestClient, started: STARTED) -> No
     assert len(started) == 3
 
 
+def test_ohif_trains_what_has_new_labels(
+    door: TestClient, app: EspMedSamApp, started: STARTED, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its button knows no models: it would train all of them."""
+    organs, spots = "esp_medsam_ct_organs", "esp_medsam_spots"
+
+    def trainer(modality: Modality) -> SimpleNamespace:
+        models = frozenset([organs, spots])
+        return SimpleNamespace(
+            info=dict, stats=dict, modality=modality, models=models, last_start=lambda: 0.0
+        )
+
+    monkeypatch.setattr(app, "_trainers", {organs: trainer(ORGANS), spots: trainer(SPOTS)})
+    refused = door.post("/train/?new_labels=true", json={})
+    assert refused.status_code == 422
+    assert "no label has been submitted" in refused.json()["detail"]
+    assert started == []
+    Image.fromarray(np.zeros((10, 12), np.uint8)).save(tmp_path / "label.png")
+    app.datastore().save_label("photo", str(tmp_path / "label.png"), "final", {"model": spots})
+    assert list(door.post("/train/?new_labels=true", json={}).json()) == [spots]
+    # what somebody has set options for in OHIF is asked for by its name
+    named = {organs: {"max_epochs": 5}}
+    assert list(door.post("/train/?new_labels=true", json=named).json()) == [organs]
+    # other clients get what they always got
+    assert list(door.post("/train/").json()) == [organs, spots]
+
+
 @pytest.mark.parametrize(
     ("params", "status"),
     [({"images": ["case"]}, 200), ({"images": ["nobody"]}, 404), ({"images": [3]}, 422),
@@ -192,6 +257,37 @@ def test_a_batch_in_the_server_itself(door: TestClient, started: STARTED) -> Non
     assert not threading.current_thread().name.startswith("request")
     scores = door.post("/scoring/sum", params={"run_sync": True})
     assert scores.status_code == 200
+
+
+def test_a_training_that_begins_this_moment_is_stopped(
+    door: TestClient, app: EspMedSamApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI Label finds no process yet, stops nothing, and the training goes on."""
+    asked = threading.Event()
+    killed = []
+    tasks = utils.tasks
+
+    def noticed(method: str) -> Any:
+        asked.set()
+        return tasks(method)
+
+    def work(task: dict[str, Any], method: str, *_: Any) -> None:
+        assert asked.wait(30)
+        process = SimpleNamespace(pid=os.getpid(), kill=lambda: killed.append(task["id"]))
+        utils.background_processes[method][task["id"]] = process
+        task["status"] = "RUNNING"
+
+    trainer = SimpleNamespace(info=dict, stats=dict)
+    monkeypatch.setattr(app, "_trainers", {"esp_medsam_ct_organs": trainer})
+    monkeypatch.setattr(utils, "_task_func", work)
+    monkeypatch.setattr(utils, "background_executors", {})
+    monkeypatch.setattr(
+        utils.psutil, "Process", lambda pid: SimpleNamespace(children=lambda **_: [])
+    )
+    task = door.post(TRAIN, params={"enqueue": True}).json()
+    monkeypatch.setattr(task_routes, "tasks", noticed)
+    assert door.delete("/train/").json()["status"] == "STOPPED"
+    assert killed == [task["id"]]
 
 
 def test_stopping_a_training_stops_those_that_wait(

@@ -106,6 +106,20 @@ def test_what_is_not_finished_stays_here(
     assert pacs.segmentations() == []
 
 
+def test_no_client_keeps_a_label_from_the_pacs(
+    pacs: FakePacs, series: str, store: PacsDatastore, label_map: WriteLabel
+) -> None:
+    """By saying that it came from there; nor an image from those to annotate."""
+    forged = {"SOPInstanceUID": "1.2.3", "not_in_pacs": "x", "_submission": "y"}
+    store.update_image_info(series, {"problem": "x", "not_shown": "x", "instances": 3, "seen": 1})
+    assert store.get_unlabeled_images() == [series]
+    assert store.get_image_info(series)["seen"] == 1
+    store.save_label(series, label_map(store, series, 1), "final", {**LIVER, **forged})
+    store.update_label_info(series, "final", forged)
+    assert store.outbox.send_all() == 1
+    assert len(pacs.segmentations()) == 1
+
+
 def test_an_empty_mask_is_stored(
     pacs: FakePacs, series: str, store: PacsDatastore, label_map: WriteLabel
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -20,14 +21,17 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.utils import app as registry
 from support.dicom_phantoms import phases, picture, volume
-from support.fake_pacs import FakePacs
+from support.fake_pacs import FakePacs, encoded
 from support.fake_server import ORGANS, SPOTS, FakeSegmenters, detail
+from support.fuzz import Fuzz, opened_files, send
 from support.pacs_stores import QUICK
 
 from esp_medsam_app.data.dicom_seg_reading import head_of, labels_on
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.app import EspMedSamApp
+from esp_medsam_app.server.asgi import FrontDoor
+from esp_medsam_app.server.door.settings import DoorSettings
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
 from esp_medsam_app.server.pacs.routes import add_dicom_seg_route, dicom_seg_of
@@ -245,6 +249,34 @@ def test_a_viewer_s_round(client: TestClient, app: EspMedSamApp, pacs: FakePacs)
     assert client.get("/datastore/?output=all").status_code == 200
     assert client.delete(f"/datastore/label?id={image}&tag=final").status_code == 200
     assert client.get("/info/").json()["datastore"]["completed"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_dicom_by_every_way(
+    client: TestClient, app: EspMedSamApp, pacs: FakePacs, tmp_path: Path, temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Stored through the proxy in a PACS that takes anything, and sent as image and as label."""
+    image = organs(pacs)
+    store = store_of(app)
+    label = nib.load(store.get_image_uri(image))
+    voxels = (np.asanyarray(label.dataobj) == 200).astype(np.uint8)
+    nib.save(nib.Nifti1Image(voxels, label.affine), tmp_path / "label.nii.gz")
+    drawn = store.dicom_seg(image, tmp_path / "label.nii.gz", CT)
+    samples = {"ct.dcm": encoded(pacs.instances[-1]), "seg.dcm": encoded(drawn)}
+    monkeypatch.setattr(pacs, "_store", lambda request, body: pacs._json(request, {}))
+    monkeypatch.setattr(endpoints, "dependency_overrides", {})
+    door = FrontDoor(DoorSettings(_env_file=None, infer_queue=100))
+    fuzz = Fuzz(5, samples, image)
+    requests = [fuzz.stored() for _ in range(100)] + [fuzz.upload() for _ in range(150)]
+    with opened_files() as opened:
+        statuses = send(door, requests, [str(tmp_path).encode(), sys.prefix.encode()])
+    assert statuses[503] == 0
+    assert statuses[200] > 50
+    assert statuses[422] > 50
+    data = [tmp_path / name for name in ("app", "cache", "sessions")]
+    assert opened.outside(*data, temporary) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_images_are_not_uploaded_to_a_pacs(client: TestClient) -> None:
