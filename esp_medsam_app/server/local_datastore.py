@@ -280,8 +280,11 @@ class SafeDatastore(LocalDatastore):
                     self._to_history(change, image_id, tag, before)
                 if before.ext != suffix:
                     change.removed.append(file)
+            # a file of another name lies beside the one before, which counts till the model says
+            # otherwise: its info is never told of these voxels
+            beside = before is not None and before.ext != suffix
             entry.labels[tag] = DataModel(ext=suffix, info=info)
-            change.files.append((target, source))
+            (change.history if beside else change.files).append((target, source))
         logger.info("Kept label %r of image %r (%s)", tag, image_id, suffix)
 
     def _to_history(self, change: Change, image_id: str, tag: str, label: DataModel) -> None:
