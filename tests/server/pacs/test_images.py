@@ -33,6 +33,7 @@ from support.pacs_stores import PATIENT, QUICK, MakeStore
 
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import UnknownNameError, UnreachableError
+from esp_medsam_app.server.pacs import client
 from esp_medsam_app.server.pacs.client import credentials
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
 from esp_medsam_app.server.pacs.series_cache import IN_USE
@@ -288,6 +289,15 @@ def test_half_a_download_is_none(
     assert not [path for path in (tmp_path / "cache" / "series").iterdir() if path.is_dir()]
     pacs.lost = set()
     assert nib.load(store.get_image_uri(series)).shape[2] == 6
+
+
+def test_a_download_does_not_take_for_ever(
+    series: str, store: PacsDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However steadily a series drips: instances come, but too slowly."""
+    monkeypatch.setattr(client, "_LONGEST_DOWNLOAD", -1.0)
+    assert refusal(store, series).status_code == 503
+    assert store.cache.find(series) is None
 
 
 def test_an_instance_without_all_of_its_pixels_is_refused(
