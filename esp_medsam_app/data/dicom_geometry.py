@@ -20,6 +20,10 @@ TOLERANCE = 0.02
 PARALLEL = 1e-3
 # Slices whose distances differ by more than this share are not evenly spaced.
 UNEVEN = 0.05
+_OF_ONE_FILE = (
+    "A multi-frame image is read as one volume: have it stored as single slices, each volume a "
+    "series of its own"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,7 @@ class Frame:
         spacing: distance of rows and of columns.
         thickness: of the slice, or the distance to the next.
         path: the file.
+        number: of the frame in a multi-frame image, from 1; 0 for a single image.
     """
 
     position: NDArray[np.float64] | None
@@ -41,6 +46,12 @@ class Frame:
     spacing: tuple[float, float]
     thickness: float
     path: Path
+    number: int = 0
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"frame {self.number} of {self.path.name}" if self.number else self.path.name
 
     @property
     def has_position(self) -> bool:
@@ -101,6 +112,7 @@ class Frame:
             spacing=(float(spacing[0]), float(spacing[1])),
             thickness=abs(float(thickness)) or 1.0,
             path=path,
+            number=index + 1 if count > 1 else 0,
         )
 
 
@@ -132,18 +144,18 @@ def volume_grid(
             raise InputError(
                 "slices of different orientation: not one volume",
                 path=path,
-                remedy="Take localizers and other images out of the folder",
+                remedy=_remedy(frames, "Take localizers and other images out of the folder"),
             )
         if not np.allclose(frame.spacing, first.spacing, rtol=1e-3):
             raise InputError(
                 f"slices of different pixel spacing ({first.spacing} and {frame.spacing} mm)",
                 path=path,
-                remedy="Take localizers and other images out of the folder",
+                remedy=_remedy(frames, "Take localizers and other images out of the folder"),
             )
     positions = np.array([frame.position for frame in frames])
     along = positions @ normal
     order = [int(index) for index in np.argsort(along, kind="stable")]
-    step = _step(positions[order], along[order], [frames[index].path for index in order], path)
+    step = _step(positions[order], along[order], [frames[index] for index in order], path)
     if step is None:
         step = normal * first.thickness
     assert first.along_row is not None
@@ -175,7 +187,7 @@ def picture_grid(frame: Frame, count: int, size: tuple[int, ...]) -> Grid:
 
 
 def _step(
-    positions: NDArray[np.float64], along: NDArray[np.float64], files: Sequence[Path], path: Path
+    positions: NDArray[np.float64], along: NDArray[np.float64], frames: Sequence[Frame], path: Path
 ) -> NDArray[np.float64] | None:
     """From slice to slice, mm; None for a single slice."""
     if len(positions) == 1:
@@ -184,10 +196,10 @@ def _step(
     if gaps.min() < TOLERANCE:
         where = int(gaps.argmin())
         raise InputError(
-            f"two slices at the same place ({files[where].name} and {files[where + 1].name}): "
+            f"two slices at the same place ({frames[where].name} and {frames[where + 1].name}): "
             "several phases or copies",
             path=path,
-            remedy="Put each phase into a folder of its own",
+            remedy=_remedy(frames, "Put each phase into a folder of its own"),
         )
     typical = float(np.median(gaps))
     worst = int(np.abs(gaps - typical).argmax())
@@ -195,10 +207,10 @@ def _step(
         missing = round(gaps[worst] / typical) - 1
         raise InputError(
             f"slices are {typical:.3f} mm apart, but {gaps[worst]:.3f} mm between "
-            f"{files[worst].name} and {files[worst + 1].name}"
+            f"{frames[worst].name} and {frames[worst + 1].name}"
             + (f": {missing} missing" if missing > 0 else ""),
             path=path,
-            remedy="Copy the whole series again",
+            remedy=_remedy(frames, "Copy the whole series again"),
         )
     step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(positions) - 1)
     straight = positions[0] + np.arange(len(positions))[:, None] * step
@@ -210,6 +222,10 @@ def _step(
             remedy="Export the series again, without reformatted images",
         )
     return step
+
+
+def _remedy(frames: Sequence[Frame], of_single_slices: str) -> str:
+    return _OF_ONE_FILE if any(frame.number for frame in frames) else of_single_slices
 
 
 def _is_orthonormal(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:

@@ -42,6 +42,7 @@ from esp_medsam_app.server.pacs.datastore import PacsDatastore
 from esp_medsam_app.server.pacs.pointers import grid_of
 from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
 from esp_medsam_app.server.pacs.series_cache import GIGABYTE
+from esp_medsam_app.server.plain_server import unblock
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
@@ -196,6 +197,7 @@ class EspMedSamApp(MONAILabelApp):
         add_version_routes(endpoints)
         explain_killed_processes()
         add_dicom_seg_route(endpoints)
+        unblock(endpoints)
         if isinstance(datastore := self.datastore(), PacsDatastore):
             datastore.start()
         super().on_init_complete()

@@ -18,6 +18,8 @@ A request goes through these layers, from the network inwards:
 7. `OffTheLoop`: a thread with an event loop of its own;
 8. `rooms`: our endpoints, and MONAI Label's for the rest.
 
+Without `--uvicorn_app` there are only `DicomProxy` and layers 5 to 7, see `plain_server`.
+
 **Concurrency.** One event loop, in the main thread, runs layers 1 to 6. It never blocks: it waits
 for no network, no lock, and no disk but for small writes. Their state (lanes, counters of places)
 belongs to the loop and has no locks. Layers 7 and 8 run in threads, one for each request, of which
@@ -61,7 +63,7 @@ from esp_medsam_app.server.door.dicom_proxy import PREFIX, DicomProxy
 from esp_medsam_app.server.door.health import Health
 from esp_medsam_app.server.door.identity import TokenGate, checked_role
 from esp_medsam_app.server.door.infer_routes import is_dicom_seg
-from esp_medsam_app.server.door.lanes import Lane, Lanes
+from esp_medsam_app.server.door.lanes import Lanes, TwoLanes
 from esp_medsam_app.server.door.metrics import Metrics
 from esp_medsam_app.server.door.origins import Origins, normalised, with_cors
 from esp_medsam_app.server.door.redaction import Redaction
@@ -70,8 +72,6 @@ from esp_medsam_app.server.door.rooms import rooms
 from esp_medsam_app.server.door.settings import DoorSettings
 from esp_medsam_app.server.door.temporary import TemporaryFolder
 from esp_medsam_app.server.door.threads import OffTheLoop
-
-_SLOTS_A_DEVICE = 2
 
 
 class FrontDoor:
@@ -114,12 +114,11 @@ class FrontDoor:
             monai_label = monailabel.app.app
         self.temporary = TemporaryFolder()
         self.metrics = Metrics()
-        slots = settings.infer_slots or _SLOTS_A_DEVICE * _devices()
-        self.inferences = Lane("inference", slots, settings.infer_queue)
-        self.work = Lane("work", settings.work_slots, settings.work_queue)
+        lanes = TwoLanes(settings)
+        self.inferences, self.work = lanes.inferences, lanes.work
         self._rooms = rooms(monai_label, settings, self._opened, self._closed)
         self._monai_label = monai_label
-        self._threads = OffTheLoop(self._room, slots + settings.work_slots + 64)
+        self._threads = OffTheLoop(self._room, lanes.places + 64)
         check = checked_role(monai_settings.MONAI_LABEL_AUTH_ROLE_USER)
         self._proxy = DicomProxy(check, settings.max_upload_mb, proxy_transport)
         self._health = Health(
@@ -131,7 +130,7 @@ class FrontDoor:
             written=_written,
         )
         self._bodies = Bodies(
-            Lanes(self._threads, self._lane, self.metrics),
+            Lanes(self._threads, lanes.of, self.metrics),
             max_upload_mb=settings.max_upload_mb,
             max_json_kb=settings.max_json_kb,
             upload_seconds=settings.upload_seconds,
@@ -170,10 +169,6 @@ class FrontDoor:
     async def _room(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._monai_label if is_dicom_seg(scope) else self._rooms
         await app(scope, receive, send)
-
-    def _lane(self, scope: Scope) -> Lane:
-        is_inference = scope["method"] == "POST" and scope["path"].startswith("/infer/")
-        return self.inferences if is_inference else self.work
 
     def _opened(self) -> None:
         self._health.is_ready = True
@@ -219,12 +214,6 @@ def _below_root(scope: Scope) -> Scope:
     if not root or not path.startswith(f"{root}/"):
         return scope
     return {**scope, "path": path.removeprefix(root), "root_path": ""}
-
-
-def _devices() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 def _device_bytes() -> dict[str, float]:

@@ -33,7 +33,7 @@ class Change:
     Attributes:
         model: as it is on disk when the transaction begins; to be altered in place.
         content: of the file that it was read from.
-        history: files to write before the model, each a target and its source or content.
+        history: files to put in place before the model, each a target and its source or content.
         files: files to put in place right after the model, likewise.
         removed: files and folders to remove when all that is done.
     """

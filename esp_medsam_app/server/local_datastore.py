@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fastapi import HTTPException
 from monailabel.datastore.local import (
     DataModel,
     ImageLabelModel,
@@ -87,6 +88,7 @@ class SafeDatastore(LocalDatastore):
     ) -> None:
         self._folder = Path(datastore_path)
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._hidden: set[str] = set()
         self._prepare: Prepare = prepare or (lambda file, _, info: nullcontext((file, dict(info))))
         self._file = DatastoreFile(
             self._folder / datastore_config,
@@ -155,10 +157,11 @@ class SafeDatastore(LocalDatastore):
             change.model.description = description
 
     def add_image(self, image_id: str, image_filename: str, image_info: Mapping[str, Any]) -> str:
-        """Take a copy of an image; one of the same id gives way, its labels and infos stay.
+        """Take a copy of an image; of the same one again only the info counts.
 
         Raises:
-            HTTPException: 422 for an id that is no file name, or a file that is no image.
+            HTTPException: 409 there is another image of this id, whose labels would lie on the
+                wrong one; 422 for an id that is no file name, or a file that is no image.
         """
         with _told():
             source = Path(image_filename)
@@ -171,6 +174,7 @@ class SafeDatastore(LocalDatastore):
                 before = model.objects.get(image_id)
                 entry = before or ImageLabelModel(image=DataModel())
                 if before is not None:
+                    _check_same(_image_file(model, image_id, before.image.ext), source, image_id)
                     logger.info("Image %r again; labels stay: %s", image_id, list(before.labels))
                     if before.image.ext != suffix:
                         change.removed.append(_image_file(model, image_id, before.image.ext))
@@ -281,8 +285,11 @@ class SafeDatastore(LocalDatastore):
                     self._to_history(change, image_id, tag, before)
                 if before.ext != suffix:
                     change.removed.append(file)
+            # a file of another name lies beside the one before, which counts till the model says
+            # otherwise: its info is never told of these voxels
+            beside = before is not None and before.ext != suffix
             entry.labels[tag] = DataModel(ext=suffix, info=info)
-            change.files.append((target, source))
+            (change.history if beside else change.files).append((target, source))
         logger.info("Kept label %r of image %r (%s)", tag, image_id, suffix)
 
     def _to_history(self, change: Change, image_id: str, tag: str, label: DataModel) -> None:
@@ -341,6 +348,15 @@ class SafeDatastore(LocalDatastore):
             if image_id not in model.objects:
                 logger.info("New image %r: %s", image_id, file.name)
                 model.objects[image_id] = ImageLabelModel(image=_found(file, suffix))
+            elif suffix != model.objects[image_id].image.ext and file.name not in self._hidden:
+                self._hidden.add(file.name)
+                shown = f"{image_id}{model.objects[image_id].image.ext}"
+                logger.warning(
+                    "%s is not offered: image %r is %s. Rename one of them",
+                    file.name,
+                    image_id,
+                    shown,
+                )
         folder = Path(model.label_path(None))
         tags = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
         for image_id, entry in model.objects.items():
@@ -430,6 +446,14 @@ def _found(file: Path, suffix: str, remembered: Path | None = None) -> DataModel
         if known["file"] == _stamp(file):
             info |= known["info"]
     return DataModel(ext=suffix, info=info)
+
+
+def _check_same(there: Path, source: Path, image_id: str) -> None:
+    if there.is_file() and not filecmp.cmp(there, source, shallow=False):
+        raise HTTPException(
+            409,
+            f"there is another image {image_id!r} already. Remove it first, or rename this one",
+        )
 
 
 def _stamp(file: Path) -> list[int]:

@@ -83,6 +83,7 @@ SERIES = {
     "single slice": lambda: volume(1),
     "tilted gantry": lambda: volume(5, step=TILT),
     "enhanced multi-frame": lambda: [enhanced(5)],
+    "tilted enhanced multi-frame": lambda: [enhanced(5, step=TILT)],
 }
 
 

@@ -22,6 +22,7 @@ from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless,
 from support.dicom_phantoms import (
     SAGITTAL,
     enhanced,
+    film,
     localizer_of,
     oblique,
     phases,
@@ -47,7 +48,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "Orthanc is there"),
 ]
 
-OFFERED = ("CT", "MR", "CR", "US", "XC", "OT")
+OFFERED = ("CT", "MR", "CR", "DX", "US", "XA", "XC", "OT")
 
 
 @pytest.fixture
@@ -101,6 +102,9 @@ def test_series_of_every_kind_come_as_they_are(orthanc: Orthanc, tmp_path: Path)
         "single": volume(1),
         "enhanced": [enhanced(5)],
         "x-ray": [picture("CR")],
+        "digital x-ray": [picture("DX")],
+        "angiogram": [picture("XA")],
+        "film of an angiogram": [film()],
         "ultrasound": [picture("US", colour=True)],
         "photograph": [picture("XC", colour=True)],
     }

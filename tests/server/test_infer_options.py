@@ -53,6 +53,8 @@ def test_extensions_are_read_leniently(text: str) -> None:
     ("key", "value"),
     [
         ("result_extension", ".stl"),
+        # lossy
+        ("result_extension", ".jpg"),
         ("result_extension", 3),
         ("result_dtype", "float32"),
         ("result_compress", "perhaps"),

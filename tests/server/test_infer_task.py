@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from PIL import Image
 from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters
 
+from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import EspMedSamError, InputError, OutOfMemoryError
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 
@@ -79,6 +80,20 @@ def test_pictures_give_png_by_default(run: Run, studies: Path) -> None:
     picture = np.asarray(Image.open(studies / "photo.png"))
     assert file.suffix == ".png"
     assert np.array_equal(np.asarray(Image.open(file)), (picture == 100).astype(np.uint8))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+def test_a_jpeg_s_mask_is_no_jpeg(
+    suffix: str, studies: Path, segmenters: FakeSegmenters, temporary: Path
+) -> None:
+    """It would change the labels at every edge."""
+    path = studies / f"lossy{suffix}"
+    Image.open(studies / "photo.png").save(path, format="JPEG", quality=50)
+    expected = segmenters.segment(read_image(path), "spots")
+    assert len(np.unique(expected)) == 2
+    file, _ = EspMedSamInferTask(SPOTS, segmenters)({"image": str(path)})
+    assert Path(file).suffix == ".png"
+    assert np.array_equal(np.asarray(Image.open(file)).T, expected)
 
 
 def test_pictures_give_nrrd_for_slicer(run: Run, studies: Path) -> None:

@@ -27,7 +27,7 @@ def value_of(path: str | Path) -> int:
 
 
 def opened(folder: Path, kind: type = SafeDatastore) -> LocalDatastore:
-    store: LocalDatastore = kind(str(folder), extensions=["*.png"])
+    store: LocalDatastore = kind(str(folder), extensions=["*.png", "*.tif"])
     return store
 
 
@@ -54,8 +54,9 @@ def folder(tmp_path: Path) -> Path:
         ),
     ],
 )
-def test_submitting(kind: type, folder: Path, tmp_path: Path) -> None:
-    new = str(picture(tmp_path / "2.png", 2))
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_submitting(kind: type, suffix: str, folder: Path, tmp_path: Path) -> None:
+    new = str(picture(tmp_path / f"2{suffix}", 2))
 
     def submit() -> None:
         opened(folder, kind).save_label("a", new, "final", {"is": 2})
@@ -68,6 +69,9 @@ def test_submitting(kind: type, folder: Path, tmp_path: Path) -> None:
         assert store.get_label_info("b", "final")["is"] == 7
         now = value_of(store.get_label_uri("a", "final"))
         assert now in (1, 2)
+        if suffix == ".tif":
+            # the file of another name can wait beside the one before
+            assert store.get_label_info("a", "final")["is"] == now
         seen.add(now)
         if now == 2:
             (before, *_) = store.label_versions("a", "final")

@@ -281,15 +281,40 @@ def test_an_image_that_comes_again_keeps_its_labels(
     store = open_store(store_class, folder)
     store.update_image_info("a", {"patient": "p1"})
     store.save_label("a", str(picture(tmp_path / "label.png", 1)), "final", {"who": "me"})
+    content = (folder / "a.png").read_bytes()
     new = tmp_path / f"tmp{suffix}"
-    new.write_bytes(b"new content")
+    new.write_bytes(content)
     store.add_image("a", str(new), {"site": "north"})
     for each in (store, open_store(store_class, folder)):
         assert each.get_label_info("a", "final")["who"] == "me"
         info = each.get_image_info("a")
         assert (info["site"], info["patient"], info["name"]) == ("north", "p1", f"a{suffix}")
-        assert Path(each.get_image_uri("a")).read_bytes() == b"new content"
+        assert Path(each.get_image_uri("a")).read_bytes() == content
         assert [p.name for p in folder.glob("a.*")] == [f"a{suffix}"]
+
+
+@store_class
+@pytest.mark.parametrize("suffix", [".png", ".nii.gz"])
+def test_another_image_of_the_same_id_is_refused(
+    store_class: type, folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    """The labels there are would lie on it."""
+    store = open_store(store_class, folder)
+    store.save_label("a", str(picture(tmp_path / "label.png", 1)), "final", {"who": "me"})
+    before = (folder / "a.png").read_bytes()
+    new = tmp_path / f"tmp{suffix}"
+    new.write_bytes(b"new content")
+    answer = HTTPException(200)
+    try:
+        store.add_image("a", str(new), {"site": "north"})
+    except HTTPException as error:
+        answer = error
+    assert answer.status_code == 409
+    assert "another image 'a' already" in answer.detail
+    assert [p.name for p in folder.glob("a.*")] == ["a.png"]
+    assert (folder / "a.png").read_bytes() == before
+    assert "site" not in store.get_image_info("a")
+    assert store.get_label_info("a", "final")["who"] == "me"
 
 
 @store_class
@@ -468,6 +493,23 @@ def test_files_that_come_and_go(folder: Path, tmp_path: Path) -> None:
     store.refresh()
     assert store.list_images() == ["a", "c"]
     assert store.get_labeled_images() == ["a"]
+
+
+def test_two_files_of_one_name_are_told(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An id is a name without its suffix: one of them cannot be an image."""
+    picture(folder / "a.PNG", 5)
+    store = SafeDatastore(str(folder), extensions=[*PATTERNS, "*.PNG"])
+    (folder / "b.nrrd").write_bytes(b"x")
+    store.refresh()
+    store.refresh()
+    assert store.list_images() == ["a", "b"]
+    told = [line for line in caplog.messages if "not offered" in line]
+    assert told == [
+        "a.png is not offered: image 'a' is a.PNG. Rename one of them",
+        "b.nrrd is not offered: image 'b' is b.png. Rename one of them",
+    ]
 
 
 @store_class

@@ -13,11 +13,13 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
     SecondaryCaptureImageStorage,
     UltrasoundImageStorage,
+    XRayAngiographicImageStorage,
     generate_uid,
 )
 
@@ -30,6 +32,8 @@ _CLASSES = {
     "CT": CTImageStorage,
     "MR": MRImageStorage,
     "CR": ComputedRadiographyImageStorage,
+    "DX": DigitalXRayImageStorageForPresentation,
+    "XA": XRayAngiographicImageStorage,
     "US": UltrasoundImageStorage,
     "OT": SecondaryCaptureImageStorage,
     "XC": SecondaryCaptureImageStorage,
@@ -94,21 +98,48 @@ def picture(modality: str, *, colour: bool = False, **common: Any) -> FileDatase
     pixels[3:7, 4:9] = 200
     told = {**_study(), "SeriesInstanceUID": generate_uid(), "InstanceNumber": 1, **common}
     dataset = _image(modality, pixels, told)
-    if modality == "CR":
+    if modality in ("CR", "DX", "XA"):
         dataset.ImagerPixelSpacing = ["0.2", "0.2"]
     return dataset
 
 
-def enhanced(count: int = 6) -> FileDataset:
-    """A multi-frame MR image, its frames in no order."""
+def film(count: int = 5, modality: str = "XA") -> FileDataset:
+    """A film without a place in the patient: contrast agent that runs along a vessel."""
+    pixels = np.full((count, ROWS, COLUMNS), 90, np.uint8)
+    for index in range(count):
+        pixels[index, 4:6, : 2 + 2 * index] = 20
+    told = {**_study(), "SeriesInstanceUID": generate_uid(), "InstanceNumber": 1}
+    dataset = _image(modality, pixels, told)
+    dataset.NumberOfFrames = count
+    dataset.FrameTime, dataset.FrameIncrementPointer = "66.7", 0x00181063
+    dataset.ImagerPixelSpacing = ["0.2", "0.2"]
+    return dataset
+
+
+def enhanced(
+    count: int = 6,
+    *,
+    step: Sequence[float] = (0.0, 0.0, STEP),
+    scans: int = 1,
+    missing: Sequence[int] = (),
+) -> FileDataset:
+    """A multi-frame MR image, its frames in no order.
+
+    Args:
+        count: of places; no multiple of 15.
+        step: from place to place; not along the normal: the gantry is tilted.
+        scans: frames at each place.
+        missing: places that have none.
+    """
     order = [(3 * index) % count if count % 3 else (5 * index) % count for index in range(count)]
-    voxels = np.full((count, ROWS, COLUMNS), 50, np.int16)
+    order = [place for place in order if place not in missing] * scans
+    voxels = np.full((len(order), ROWS, COLUMNS), 50, np.int16)
     for frame, place in enumerate(order):
         voxels[frame, 3:7, 4:9] = 200 + place
     told = {**_study(), "SeriesInstanceUID": generate_uid(), "InstanceNumber": 1}
     dataset = _image("MR", voxels, told)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
-    dataset.NumberOfFrames = count
+    dataset.NumberOfFrames = len(order)
     shared = Dataset()
     shared.PlaneOrientationSequence = _one(ImageOrientationPatient=[f"{v:g}" for v in AXIAL])
     shared.PixelMeasuresSequence = _one(
@@ -118,7 +149,8 @@ def enhanced(count: int = 6) -> FileDataset:
     frames = []
     for place in order:
         frame = Dataset()
-        position = ["-30", "-20", f"{5 + place * STEP:g}"]
+        first = np.array((-30.0, -20.0, 5.0))
+        position = [f"{value:.6f}" for value in first + place * np.array(step)]
         frame.PlanePositionSequence = _one(ImagePositionPatient=position)
         frames.append(frame)
     dataset.PerFrameFunctionalGroupsSequence = Items(frames)

@@ -33,6 +33,7 @@ class FakePacs:
         password: of the user `doctor`, if it wants one.
         broken: set, every answer is HTTP 500.
         cut: so many bytes are missing at the end of a series; the answer does not tell its length.
+        stall: after so many bytes of an answer nothing more comes, and the connection stays.
     """
 
     def __init__(self, instances: Iterable[Dataset] = ()) -> None:
@@ -44,6 +45,7 @@ class FakePacs:
         self.password = ""
         self.broken = False
         self.cut = 0
+        self.stall = 0
         self.page = 10_000
         pacs = self
 
@@ -89,6 +91,7 @@ class FakePacs:
             return
         if self.frozen.is_set():
             self.closing.wait()
+            request.close_connection = True
             return
         known = request.headers.get("Authorization", "")
         expected = base64.b64encode(f"doctor:{self.password}".encode()).decode()
@@ -121,7 +124,7 @@ class FakePacs:
         whole = parts + b"--%s--\r\n" % _BOUNDARY.encode()
         if self.cut:
             return _send(request, 200, kind, whole[: -self.cut], told=False)
-        return _send(request, 200, kind, whole)
+        return self._whole(request, kind, whole)
 
     def _series(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         found: dict[str, list[Dataset]] = {}
@@ -168,7 +171,19 @@ class FakePacs:
         return request.rfile.read(int(request.headers.get("Content-Length") or 0))
 
     def _json(self, request: BaseHTTPRequestHandler, content: Any) -> None:
-        _send(request, 200, "application/dicom+json", json.dumps(content).encode())
+        self._whole(request, "application/dicom+json", json.dumps(content).encode())
+
+    def _whole(self, request: BaseHTTPRequestHandler, kind: str, body: bytes) -> None:
+        if not self.stall:
+            return _send(request, 200, kind, body)
+        request.send_response(200)
+        request.send_header("Content-Type", kind)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[: self.stall])
+        request.wfile.flush()
+        self.closing.wait()
+        request.close_connection = True
 
 
 def encoded(dataset: Dataset) -> bytes:

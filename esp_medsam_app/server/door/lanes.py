@@ -14,7 +14,9 @@ from collections.abc import Callable
 from esp_medsam_app.server.door.asgi_types import App, Message, Receive, Scope, Send
 from esp_medsam_app.server.door.metrics import Metrics
 from esp_medsam_app.server.door.refusal import ClientLeftError, RefusedError
+from esp_medsam_app.server.door.settings import DoorSettings
 
+_SLOTS_A_DEVICE = 2
 _FIRST_GUESS_SECONDS = 2.0
 _NEWEST_COUNTS = 0.2
 _LONGEST_WAIT_SECONDS = 120
@@ -108,6 +110,29 @@ class Lane:
             self._waiting.remove(turn)
 
 
+class TwoLanes:
+    """One of inferences and one of all other work, so that these do not wait for devices.
+
+    Args:
+        settings: how many requests at the same time, and how many may wait.
+    """
+
+    def __init__(self, settings: DoorSettings) -> None:
+        slots = settings.infer_slots or _SLOTS_A_DEVICE * _devices()
+        self.inferences = Lane("inference", slots, settings.infer_queue)
+        self.work = Lane("work", settings.work_slots, settings.work_queue)
+
+    @property
+    def places(self) -> int:
+        """Requests that are worked on at the same time."""
+        return self.inferences.places + self.work.places
+
+    def of(self, scope: Scope) -> Lane:
+        """The lane of a request."""
+        is_inference = scope["method"] == "POST" and scope["path"].startswith("/infer/")
+        return self.inferences if is_inference else self.work
+
+
 class Lanes:
     """Sends each request through a lane. Its place is free again when its answer begins.
 
@@ -159,3 +184,9 @@ class Lanes:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _devices() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())

@@ -16,7 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from esp_medsam_app.server.door.asgi_types import App, Message, Receive, Scope, Send
 from esp_medsam_app.server.door.bodies import BODY, Body
 
+_AWAY = "esp_medsam.off_the_loop"
 _kept = threading.local()
+
+
+def is_off_the_loop(scope: Scope) -> bool:
+    """Whether a request is answered in a thread of its own already."""
+    return bool(scope.get(_AWAY))
 
 
 class OffTheLoop:
@@ -56,6 +62,7 @@ class OffTheLoop:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_sent(send, message), main))
 
         scope.pop(BODY)
+        scope[_AWAY] = True
         # threads keep their loops, which are dear to make
         loop: asyncio.AbstractEventLoop | None = getattr(_kept, "loop", None)
         if loop is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from support.conversations import Gate, talk, unblocked, until
 from support.fake_server import FakeSegmenters
 
 from esp_medsam_app.server.asgi import FrontDoor
@@ -20,62 +22,16 @@ INFER = "/infer/esp_medsam_ct_organs?image=case&output=json"
 SECONDS = 30
 
 
-class Gate:
-    """Holds inferences up until it is opened."""
-
-    def __init__(self, segmenters: FakeSegmenters, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.entered = threading.Semaphore(0)
-        self.most = 0
-        self._opened = threading.Event()
-        self._inside = 0
-        self._counting = threading.Lock()
-        segment = segmenters.segment
-
-        def held_up(*arguments: Any) -> Any:
-            with self._counting:
-                self._inside += 1
-                self.most = max(self.most, self._inside)
-            self.entered.release()
-            assert self._opened.wait(SECONDS)
-            with self._counting:
-                self._inside -= 1
-            return segment(*arguments)
-
-        monkeypatch.setattr(segmenters, "segment", held_up)
-
-    def open(self) -> None:
-        self._opened.set()
-
-    async def wait_for(self, count: int) -> None:
-        for _ in range(count):
-            assert await asyncio.to_thread(self.entered.acquire, timeout=SECONDS)
-
-
 @pytest.fixture
 def gate(segmenters: FakeSegmenters, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(segmenters, monkeypatch)
-
-
-def talk(app: Any, conversation: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
-    """Run a conversation with an application on one event loop, as a server does."""
-
-    async def run() -> None:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            await conversation(client)
-
-    asyncio.run(asyncio.wait_for(run(), SECONDS))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize(
     ("server", "patience"),
     [
         ("front door", 20),
+        ("plain server of this app", 20),
         pytest.param(
             "MONAI Label", 1, marks=pytest.mark.xfail(strict=True, reason="0.8.5 blocks its loop")
         ),
@@ -89,6 +45,7 @@ def test_an_inference_holds_nobody_up(
     patience: float,
 ) -> None:
     app = make_door() if server == "front door" else client.app
+    plainly = unblocked() if server == "plain server of this app" else nullcontext()
     in_vain = threading.Timer(patience, gate.open)
     in_vain.start()
 
@@ -104,7 +61,8 @@ def test_an_inference_holds_nobody_up(
         assert (await slow).status_code == 200
 
     try:
-        talk(app, conversation)
+        with plainly:
+            talk(app, conversation)
     finally:
         in_vain.cancel()
 

@@ -38,7 +38,7 @@ def make(pacs: FakePacs, tmp_path: Path) -> MakeStore:
     """A datastore; each on the same folder, as after a restart."""
 
     def made(
-        modalities: tuple[str, ...] = ("CT", "MR", "CR", "US", "XC"),
+        modalities: tuple[str, ...] = ("CT", "MR", "CR", "DX", "US", "XA", "XC"),
         time_outs: TimeOuts = PATIENT,
         credentials: tuple[str, str] | None = None,
         folder: str = "cache",

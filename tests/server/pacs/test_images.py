@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +21,7 @@ from pydicom.uid import RLELossless
 from support.dicom_phantoms import (
     SAGITTAL,
     enhanced,
+    film,
     localizer_of,
     oblique,
     phases,
@@ -31,6 +33,7 @@ from support.pacs_stores import PATIENT, QUICK, MakeStore
 
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import UnknownNameError, UnreachableError
+from esp_medsam_app.server.pacs import client
 from esp_medsam_app.server.pacs.client import credentials
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
 from esp_medsam_app.server.pacs.series_cache import IN_USE
@@ -52,10 +55,11 @@ def refusal(store: PacsDatastore, image: str) -> HTTPException:
 
 
 def test_the_modalities_served_are_offered_and_no_others(pacs: FakePacs, make: MakeStore) -> None:
-    offered = [holds(pacs, [picture(kind)]) for kind in ("CR", "US", "XC")]
+    kinds = ("CR", "DX", "US", "XA", "XC")
+    offered = [holds(pacs, [picture(kind)]) for kind in kinds]
     offered.append(holds(pacs, volume(3, modality="MR")))
     holds(pacs, [picture("OT")])
-    store = make(modalities=("CR", "US", "XC", "MR"))
+    store = make(modalities=(*kinds, "MR"))
     assert sorted(store.list_images()) == sorted(offered)
 
 
@@ -124,6 +128,9 @@ KINDS = {
     "single slice": lambda: volume(1),
     "enhanced": lambda: [enhanced(5)],
     "x-ray": lambda: [picture("CR")],
+    "digital x-ray": lambda: [picture("DX")],
+    "angiogram": lambda: [picture("XA")],
+    "film of an angiogram": lambda: [film()],
 }
 
 
@@ -221,6 +228,46 @@ def test_a_tilted_gantry_is_segmented_but_not_shown_as_a_volume(
         assert np.allclose(where, np.array(slice_.ImagePositionPatient, float), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (
+            lambda: enhanced(4, scans=2),
+            r"same place \(frame \d of .*\.dcm and frame \d of .*\.dcm\)",
+        ),
+        (
+            lambda: enhanced(8, missing=[3]),
+            r"5\.000 mm between frame \d of .* and frame \d of .*: 1 m",
+        ),
+    ],
+)
+def test_one_multi_frame_image_that_is_no_volume_is_422(
+    image: Callable[[], Dataset], told: str, pacs: FakePacs, store: PacsDatastore
+) -> None:
+    uid = holds(pacs, [image()])
+    store.index.refresh()
+    error = refusal(store, uid)
+    assert error.status_code == 422
+    assert re.search(told, error.detail), error.detail
+    # its frames are in one file: there is nothing that could be put into folders
+    assert "folder" not in error.detail
+    assert "single slices" in error.detail
+    assert uid not in store.get_unlabeled_images()
+
+
+def test_a_tilted_multi_frame_image_is_segmented_but_not_shown_as_a_volume(
+    pacs: FakePacs, store: PacsDatastore
+) -> None:
+    uid = holds(pacs, [enhanced(5, step=(0, 0.67, 2.5))])
+    store.index.refresh()
+    error = refusal(store, uid)
+    assert error.status_code == 422
+    assert "tilted gantry" in error.detail
+    assert uid not in store.get_unlabeled_images()
+    affine = read_image(store.original(uid)).grid.affine
+    assert np.allclose(affine[:3, 2], (0, -0.67, 2.5), atol=1e-4)
+
+
 def test_x_rays_of_one_series_are_images_of_their_own(pacs: FakePacs, store: PacsDatastore) -> None:
     first = picture("CR")
     second = picture("CR", SeriesInstanceUID=first.SeriesInstanceUID, InstanceNumber=2)
@@ -242,6 +289,15 @@ def test_half_a_download_is_none(
     assert not [path for path in (tmp_path / "cache" / "series").iterdir() if path.is_dir()]
     pacs.lost = set()
     assert nib.load(store.get_image_uri(series)).shape[2] == 6
+
+
+def test_a_download_does_not_take_for_ever(
+    series: str, store: PacsDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However steadily a series drips: instances come, but too slowly."""
+    monkeypatch.setattr(client, "_LONGEST_DOWNLOAD", -1.0)
+    assert refusal(store, series).status_code == 503
+    assert store.cache.find(series) is None
 
 
 def test_an_instance_without_all_of_its_pixels_is_refused(
@@ -373,6 +429,21 @@ def test_after_one_time_out_others_fail_at_once(
         assert error.status_code == 503
         assert "does not answer" in error.detail
     assert len(pacs.asked) == count
+
+
+@pytest.mark.parametrize("what", ["search", "series"])
+def test_an_answer_that_stops_in_the_middle_is_not_waited_for(
+    what: str, pacs: FakePacs, series: str, store: PacsDatastore
+) -> None:
+    if what == "series":
+        assert store.list_images() == [series]
+    store.client.time_outs = QUICK
+    pacs.stall = 20 if what == "search" else 2000
+    error = refusal(store, series)
+    assert error.status_code == 503
+    assert "does not answer" in error.detail
+    assert store.cache.find(series) is None
+    assert store.client.is_silent
 
 
 def test_after_the_pause_the_pacs_is_asked_again(

@@ -97,6 +97,17 @@ def test_the_pacs_gets_it_under_its_names(
     assert store.outbox.waiting() == []
 
 
+def test_each_submission_is_a_series_of_its_own_number(
+    pacs: FakePacs, series: str, store: PacsDatastore, label_map: WriteLabel
+) -> None:
+    for values in ((1,), (2,), (1, 2)):
+        store.save_label(series, label_map(store, series, *values), "final", BOTH)
+        store.outbox.send_all()
+    stored = pacs.segmentations()
+    assert len({str(one.SeriesInstanceUID) for one in stored}) == 3
+    assert [int(one.SeriesNumber) for one in stored] == [1000, 1001, 1002]
+
+
 def test_what_is_not_finished_stays_here(
     pacs: FakePacs, series: str, store: PacsDatastore, label_map: WriteLabel
 ) -> None:
@@ -335,6 +346,23 @@ def test_training_gets_it_on_the_image_s_grid(
     assert nib.load(case.pair.label).shape == read_image(case.pair.image).grid.shape
     assert case.pair.name == series
     assert any(key.startswith("patient:") for key in case.keys)
+
+
+def test_training_fetches_a_segmentation_once(
+    pacs: FakePacs, series: str, store: PacsDatastore, label_map: WriteLabel
+) -> None:
+    pacs.instances.append(drawn_elsewhere(store, series, label_map(store, series, 2)))
+    store.index.refresh()
+    (case,) = store.datalist()
+    assert Path(case["label"]).is_file()
+
+    def fetched() -> list[str]:
+        # what there is may be asked for again in the background
+        return [path for path in pacs.asked if "/studies/" in path]
+
+    before = fetched()
+    assert store.datalist() == [case]
+    assert fetched() == before
 
 
 def test_the_newest_counts(

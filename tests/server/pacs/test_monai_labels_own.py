@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fastapi import HTTPException
+from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from support.dicom_phantoms import localizer_of, phases, volume
 from support.fake_pacs import FakePacs
@@ -56,7 +57,13 @@ def open_store(
             return make()
         client = DICOMwebClientX(url=pacs.url)
         client.set_http_retry_params(retry=False)
-        return DICOMWebDatastore(client, {"Modality": "CT"}, cache_path=str(tmp_path / "theirs"))
+        return DICOMWebDatastore(
+            client,
+            {"Modality": "CT"},
+            cache_path=str(tmp_path / "theirs"),
+            fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
+            convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,
+        )
 
     return opened
 
@@ -91,6 +98,19 @@ def test_slices_are_as_far_apart_as_they_are(what: str, pacs: FakePacs, open_sto
 def test_half_a_download_is_none(series: str, pacs: FakePacs, open_store: Open) -> None:
     pacs.lost = {instance.SOPInstanceUID for instance in pacs.instances[1:5:2]}
     assert thickness(open_store(), series) is None
+
+
+@both
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI", False),
+     ("MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME", True)],
+)  # fmt: skip
+def test_viewers_get_a_volume_whatever_is_set(
+    setting: str, value: bool, series: str, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, setting, value)
+    assert nib.load(open_store().get_image_uri(series)).shape == (12, 10, 6)
 
 
 @both

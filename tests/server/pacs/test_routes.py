@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -20,6 +23,7 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.utils import app as registry
+from support.conversations import talk, unblocked, until
 from support.dicom_phantoms import phases, picture, volume
 from support.fake_pacs import FakePacs, encoded
 from support.fake_server import ORGANS, SPOTS, FakeSegmenters, detail
@@ -206,6 +210,69 @@ def test_a_pacs_that_is_away_is_503(client: TestClient, app: EspMedSamApp, pacs:
     assert answer.status_code == 503
     assert "PACS does not answer" in detail(answer)
     assert client.get("/info/").status_code == 200
+
+
+def test_in_a_plain_server_a_frozen_pacs_holds_nobody_up(
+    client: TestClient, app: EspMedSamApp, pacs: FakePacs, series: str
+) -> None:
+    """The one who needs the PACS waits, and nobody else."""
+    store_of(app).index.refresh()
+    pacs.frozen.set()
+    asked = len(pacs.asked)
+
+    async def conversation(client: httpx.AsyncClient) -> None:
+        slow = [
+            asyncio.create_task(client.get(f"/datastore/image?image={series}")),
+            asyncio.create_task(client.get("/proxy/dicom/qido/studies?PatientID=7")),
+        ]
+        await until(lambda: len(pacs.asked) >= asked + 2)
+        for path in ("/info/", "/ohif/", "/datastore/?output=all"):
+            assert (await client.get(path)).status_code == 200
+        assert not any(task.done() for task in slow)
+        # the PACS is switched off
+        await asyncio.to_thread(pacs.close)
+        image, studies = await asyncio.gather(*slow)
+        assert (image.status_code, studies.status_code) == (503, 503)
+        assert "PACS does not answer" in detail(image)
+        assert str(pacs.port) not in image.text + studies.text
+
+    with unblocked():
+        talk(endpoints, conversation)
+    assert "GET /dicom-web/studies?PatientID=7" in pacs.asked
+
+
+@pytest.mark.parametrize("way", ["plain", pytest.param("MONAI Label", marks=pytest.mark.xfail(
+    strict=True, reason="0.8.5 reaches all of the PACS"))])  # fmt: skip
+def test_in_a_plain_server_viewers_reach_nothing_else_of_the_pacs(
+    way: str, client: TestClient, pacs: FakePacs
+) -> None:
+    asked = len(pacs.asked)
+    with unblocked() if way == "plain" else nullcontext():
+        for path in ("%2e%2e/system", "qido/%2e%2e/%2e%2e/system", "patients"):
+            assert client.get(f"/proxy/dicom/{path}").status_code == 404
+            assert client.post(f"/proxy/dicom/{path}").status_code in (404, 415)
+    assert len(pacs.asked) == asked
+
+
+def test_a_plain_server_answers_as_before(client: TestClient, pacs: FakePacs, series: str) -> None:
+    """Bodies, queries, files and errors come through the threads as they were."""
+    image = organs(pacs)
+    with unblocked():
+        assert client.get("/datastore/image?image=1.2.3").status_code == 404
+        assert client.get("/nowhere").status_code == 404
+        assert client.post("/info/").status_code == 405
+        assert client.get("/info", follow_redirects=False).status_code == 307
+        answer = inferred(client, image, "dicom_seg")
+        assert head_of(pydicom.dcmread(BytesIO(answer.content))).names == {1: "liver", 2: "spleen"}
+        mask = inferred(client, image, "image", result_extension=".nrrd")
+        params = json.dumps({"label_info": [{"name": "liver"}, {"name": "spleen"}]})
+        sent = client.put(
+            f"/datastore/label?image={image}",
+            data={"params": params},
+            files={"label": ("label.nrrd", mask.content)},
+        )
+        assert sent.status_code == 200, sent.text
+        assert client.get("/info/").json()["datastore"]["completed"] == 1
 
 
 def test_the_next_sample_is_one_that_can_be_shown(
