@@ -91,6 +91,14 @@ def test_ready_tells_what_to_open(run: Run, studies: Path) -> None:
     assert run.server.stopped == 1
 
 
+def test_a_profile_reaches_the_app(run: Run, studies: Path) -> None:
+    run("--studies", studies, "--profile", "full")
+    assert run.started[0][1]["conf"]["profile"] == "full"
+    missing = run("--studies", studies, "--profile", "tiny")
+    assert missing.exit_code != 0
+    assert len(run.started) == 1
+
+
 def test_an_archive_can_be_opened_in_ohif(run: Run) -> None:
     result = run("--studies", "http://archive/dicom-web")
     assert "http://127.0.0.1:8123/ohif/" in result.output
