@@ -22,14 +22,20 @@ from esp_medsam_app.weights import Bundle
 CPU = torch.device("cpu")
 TWO = Modality(
     name="two", title="", description="", dimension=2, labels={"a": 1, "b": 2},
-    tiles=Tiles(least=1, most=2),
 )  # fmt: skip
 
 
-def segment(voxels: np.ndarray, run: Run, batch_size: int = 3, path: Path | None = None) -> object:
+def segment(
+    voxels: np.ndarray, run: Run, batch_size: int = 3, path: Path | None = None, tiles: int = 1
+) -> object:
     grid = Grid(voxels.shape, np.eye(4), has_patient_space=False)
     return segment_slicewise(
-        MedicalImage(voxels, grid, path), TWO, run, tile=32, device=CPU, batch_size=batch_size
+        MedicalImage(voxels, grid, path),
+        TWO.model_copy(update={"tiles": Tiles(least=tiles, most=tiles)}),
+        run,
+        tile=32,
+        device=CPU,
+        batch_size=batch_size,
     )
 
 
@@ -40,14 +46,14 @@ def grey_is_label(tiles: torch.Tensor) -> torch.Tensor:
     return torch.stack([a, torch.where(grey > 0.75, 1.0, -1.0)], dim=1)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (24, 60), (32, 20, 5)])
-def test_every_slice_and_tile_comes_back_in_its_place(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("shape", "tiles"), [((32, 32), 1), ((24, 60), 2), ((32, 20, 5), 1)])
+def test_every_slice_and_tile_comes_back_in_its_place(shape: tuple[int, ...], tiles: int) -> None:
     truth = np.zeros(shape, np.uint8)
     truth[2:14, 4:16], truth[14:22, 8:20] = 1, 2
     if len(shape) == 3:
         truth[..., ::2] = 0
         truth[16:, :, 0] = 2
-    found = segment(truth * 50, grey_is_label)
+    found = segment(truth * 50, grey_is_label, tiles=tiles)
     assert (found == truth).mean() > 0.97
 
 

@@ -176,6 +176,10 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         threading.Thread(target=self.index.snapshot, name="pacs-index", daemon=True).start()
         self.outbox.start()
 
+    def stop(self) -> None:
+        """Send no more labels; those that wait are sent after the next start."""
+        self.outbox.stop()
+
     # --- images -----------------------------------------------------------------------------
 
     def name(self) -> str:

@@ -39,6 +39,7 @@ class Outbox:
         self._refused = refused
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
+        self._ended = False
 
     def file(self, image_id: str) -> Path:
         """The file that stands for an image's label."""
@@ -61,6 +62,13 @@ class Outbox:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pacs-outbox", daemon=True)
             self._thread.start()
+
+    def stop(self) -> None:
+        """Send no more, after the label that is on its way; what waits is kept."""
+        self._ended = True
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def wake(self) -> None:
         """There is something to send."""
@@ -98,11 +106,12 @@ class Outbox:
         return True
 
     def _run(self) -> None:
-        while True:
+        while not self._ended:
             self._wanted.clear()
             try:
                 self.send_all()
             except Exception:
                 # the thread would end, and no label would be sent any more
                 logger.exception("Labels could not be sent to the PACS")
-            self._wanted.wait(INTERVAL)
+            if not self._ended:
+                self._wanted.wait(INTERVAL)

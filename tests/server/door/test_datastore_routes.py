@@ -175,10 +175,10 @@ def test_an_image_s_name_comes_from_its_file(door: TestClient, studies: Path) ->
         assert added.json() == {"image": told}
 
 
-def test_another_image_of_the_same_id_is_refused(either: TestClient, studies: Path) -> None:
+def test_another_image_of_the_same_id_is_refused(door: TestClient, studies: Path) -> None:
     before = (studies / "photo.png").read_bytes()
     other = before + b"x"
-    answer = either.put("/datastore/image?image=photo", files={"file": ("a.png", other)})
+    answer = door.put("/datastore/image?image=photo", files={"file": ("a.png", other)})
     assert answer.status_code == 409
     assert "photo" in answer.json()["detail"]
     assert (studies / "photo.png").read_bytes() == before

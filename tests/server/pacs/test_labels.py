@@ -313,6 +313,9 @@ def test_labels_are_sent_in_the_background(
     while not pacs.segmentations():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    store.stop()
+    store.save_label(series, label_map(store, series, 1), "final", LIVER)
+    assert store.outbox.waiting() == [series]
 
 
 # --- from the PACS -----------------------------------------------------------------------------
