@@ -38,7 +38,9 @@ def features_of(encoder: TinyViT, image: MedicalImage, side: int) -> Tensor:
     Raises:
         InputError: nothing to see: equal voxels, or slices of fewer than 8 pixels.
     """
-    return pooled(encoder, tiles_of(middle_slices(image), side)).mean(dim=0)
+    tiles = tiles_of(middle_slices(image), side)
+    # one by one: a third of the memory
+    return torch.cat([pooled(encoder, tile) for tile in tiles.split(1)]).mean(dim=0)
 
 
 def middle_slices(image: MedicalImage) -> NDArray[np.generic]:
@@ -55,8 +57,8 @@ def tiles_of(slices: NDArray[np.generic], side: int) -> Tensor:
     Grey values run from minimum to maximum, without outliers where they are no 8-bit picture; CT
     in Hounsfield units is shown in a window of soft tissue.
     """
-    scale = IntensityScale.of(slices, _intensity(slices))
     tiling = Tiling(slices.shape[1], slices.shape[2], side, Tiles())
+    scale = IntensityScale.of(slices, _intensity(slices))
     return tiling.cut(tiling.scale(scale.apply(slices)), (0, 0))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.errors import OtherModalityError
+from esp_medsam_app.errors import OtherModalityError, OutOfMemoryError
 from esp_medsam_app.inference.assessment import (
     MOST_SLICES,
     Assessment,
@@ -21,7 +21,12 @@ from esp_medsam_app.inference.assessment import (
     assess_slicewise,
     nothing_found,
 )
-from esp_medsam_app.inference.device import cast_to, choose_device, choose_precision
+from esp_medsam_app.inference.device import (
+    cast_to,
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+)
 from esp_medsam_app.inference.embedding_cache import (
     EmbeddingCache,
     RememberedPasses,
@@ -236,6 +241,7 @@ class Segmenter:
         Raises:
             InputError: nothing to look at, as in `segment`.
             WeightsError: the bundle's classifier is missing, damaged or does not fit.
+            OutOfMemoryError: too little memory for a pass.
         """
         known = self.bundle.description.modality_classifier
         with naming_errors(image):
@@ -247,7 +253,7 @@ class Segmenter:
         Args:
             image: picture or volume.
             modality: that was chosen for it; nothing is refused for one that the bundle's
-                classifier does not know, or where there is no classifier.
+                classifier does not know, where there is no classifier, or no memory to look.
             remedy: for the message.
 
         Raises:
@@ -257,7 +263,11 @@ class Segmenter:
         """
         known = self.bundle.description.modality_classifier
         with naming_errors(image):
-            found = mistaken_for(image, modality, self.bundle.told_apart, known, self._look)
+            try:
+                found = mistaken_for(image, modality, self.bundle.told_apart, known, self._look)
+            except OutOfMemoryError:
+                # segmenting has ways to do with less
+                return
         if found is not None:
             raise OtherModalityError(
                 f"this looks like {found[0]} ({found[1]:.0%}), not like {modality}",
@@ -283,7 +293,16 @@ class Segmenter:
             encoder = self._network.encoder
             assert self._classifier is not None
             assert isinstance(encoder, TinyViT)
-            return looking(self._classifier, encoder)(image)
+            try:
+                return looking(self._classifier, encoder)(image)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise OutOfMemoryError(
+                    f"{self.device} has too little memory to look at the image",
+                    path=image.path,
+                    remedy="Close other programs on it, or choose the modality by hand",
+                ) from error
 
     def version(self, modality: str) -> int:
         """Which version of a modality's weights it segments with; 0: the bundle's own."""

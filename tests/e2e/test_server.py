@@ -40,7 +40,7 @@ FLOORS = {
     LIVER: {"liver": 0.8},
 }
 # More address space than one tile takes, and less than a batch of four.
-ROOM_FOR_A_TILE, NO_ROOM = 256 << 20, 24 << 20
+ROOM_FOR_A_TILE, NO_ROOM = 256 << 20, 64 << 20
 
 
 def voxels(path: str | Path) -> np.ndarray:

@@ -17,7 +17,7 @@ from support.dicom_series import write_series
 from esp_medsam_app.data.dicom import series_tags
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.reading import read_image
-from esp_medsam_app.errors import InputError, OtherModalityError
+from esp_medsam_app.errors import InputError, OtherModalityError, OutOfMemoryError
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.image_features import features_of, middle_slices, tiles_of
 from esp_medsam_app.inference.modality_reader import ModalityReading, mistaken_for, read_modality
@@ -307,6 +307,18 @@ def test_the_segmenter_refuses_what_looks_like_another_modality(segmenter: Segme
         match=r"stripes\.png: this looks like lesion \(\d+%\), not like liver\. Choose another",
     ):
         segmenter.check_modality(stripes(9), "liver", "Choose another")
+
+
+def test_without_memory_to_look_nothing_is_refused(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr("esp_medsam_app.inference.image_features.pooled", full)
+    segmenter.check_modality(stripes(9), "liver", "")
+    with pytest.raises(OutOfMemoryError, match="too little memory to look"):
+        segmenter.read_modality(stripes(9))
 
 
 def test_an_image_with_nothing_on_it_is_named(segmenter: Segmenter) -> None:
