@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,8 +20,22 @@ from PIL import Image
 from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters
 
 from esp_medsam_app.server.app import EspMedSamApp
+from esp_medsam_app.server.audit import AUDIT_FILE
 from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
+from esp_medsam_app.server.plain_server import Unblocked
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """Undoes what a starting server does to its process: the way to threads, the audit's file."""
+    file = os.environ.get(AUDIT_FILE)
+    yield
+    routes = endpoints.router.routes
+    routes[:] = [route for route in routes if not isinstance(route, Unblocked)]
+    os.environ.pop(AUDIT_FILE, None)
+    if file is not None:
+        os.environ[AUDIT_FILE] = file
 
 
 @pytest.fixture
