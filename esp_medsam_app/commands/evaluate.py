@@ -12,6 +12,7 @@ from rich.table import Table
 from esp_medsam_app.commands import baselines as others
 from esp_medsam_app.commands import runtime
 from esp_medsam_app.commands.runtime import (
+    AnyImageOption,
     BatchSizeOption,
     BundleOption,
     DeviceOption,
@@ -74,9 +75,11 @@ def register(app: typer.Typer) -> None:
                 "--absent",
                 metavar="DIR",
                 help="Images that do not hold the structure: count how many are marked. None is "
-                "of those that look like another modality, which `segment` refuses.",
+                "of those that look like another modality, which `segment` refuses, unless "
+                "--any-image is given.",
             ),
         ] = None,
+        any_image: AnyImageOption = False,
         baselines: others.BaselinesOption = False,
         desam: others.DeSamOption = None,
         train_data: others.TrainDataOption = None,
@@ -166,7 +169,7 @@ def register(app: typer.Typer) -> None:
             def predict_if_fit(image: MedicalImage) -> np.ndarray:
                 # as `segment` does
                 try:
-                    if runtime.is_esp_medsam(segmenter):
+                    if runtime.is_esp_medsam(segmenter) and not any_image:
                         segmenter.check_modality(image, chosen.name, "")
                 except OtherModalityError:
                     return np.zeros(image.grid.shape, np.uint8)

@@ -52,6 +52,10 @@ ProfileOption = Annotated[
         help="Weights of the package: full, or compact for laptops: a fraction of the work.",
     ),
 ]
+AnyImageOption = Annotated[
+    bool,
+    typer.Option("--any-image", help="Also what looks like an image of another modality."),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; auto prefers a GPU.")
 ]

@@ -13,6 +13,7 @@ import typer
 
 from esp_medsam_app.commands import runtime
 from esp_medsam_app.commands.runtime import (
+    AnyImageOption,
     BatchSizeOption,
     BundleOption,
     DeviceOption,
@@ -87,10 +88,7 @@ def register(app: typer.Typer) -> None:
                 help="Replace label maps that exist; with --no-overwrite their inputs are skipped."
             ),
         ] = True,
-        any_image: Annotated[
-            bool,
-            typer.Option("--any-image", help="Also what looks like an image of another modality."),
-        ] = False,
+        any_image: AnyImageOption = False,
         bundle: BundleOption = None,
         profile: ProfileOption = None,
         prompt: PromptOption = None,

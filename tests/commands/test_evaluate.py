@@ -150,6 +150,8 @@ def test_images_of_something_else_are_marked_unless_they_are_refused(tmp_path: P
     assert run("--data", tmp_path / "data", *others, "--json", report) == 0
     beside = read(report)["beside"]
     assert (beside["slices"], beside["marked"]) == (3, 1)
+    run("--data", tmp_path / "data", *others, "--any-image", "--json", report)
+    assert read(report)["beside"]["marked"] == 2
 
 
 def test_distances_of_volumes_are_in_mm(tmp_path: Path) -> None:
