@@ -108,13 +108,13 @@ class Tiling:
     @cached_property
     def step(self) -> int:
         """Largest distance of two tiles' origins, pixels of the canvas."""
-        return round(self.tile * (1 - OVERLAP))
+        return _step(self.tile)
 
     @cached_property
     def canvas(self) -> tuple[int, int]:
         """Height and width of the scaled slice."""
         longest = max(self.height, self.width)
-        count = round((longest - self.counted_for) / round(self.counted_for * (1 - OVERLAP))) + 1
+        count = round((longest - self.counted_for) / _step(self.counted_for)) + 1
         count = min(max(count, self.tiles.least), self.tiles.most)
         working = self.tile + (count - 1) * self.step
         return (
@@ -171,6 +171,11 @@ class Tiling:
                 weights[top : top + rows, left : left + columns] += part
             joined = total / weights
         return _resize(joined.unsqueeze(0), (self.height, self.width))[0]
+
+
+def _step(side: int) -> int:
+    """From tile to tile, for an input of so many pixels."""
+    return round(side * (1 - OVERLAP))
 
 
 def decide(logits: Tensor) -> Tensor:

@@ -241,17 +241,23 @@ def test_slicer_s_own_format_says_what_its_values_are(tmp_path: Path) -> None:
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(kept))).ravel().tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("value", ["x", "", "-1", "1.5", "9" * 5000])
-def test_slicer_s_own_format_with_damaged_numbers(
-    client: TestClient, tmp_path: Path, studies: Path, value: str
-) -> None:
-    label = tmp_path / "label.seg.nrrd"
+def slicer_segmentation(folder: Path, studies: Path, value: str) -> Path:
+    """The liver of `case` as Slicer saves it, its label value said to be `value`."""
+    label = folder / "label.seg.nrrd"
     image = sitk.ReadImage(str(studies / "case.nii.gz"))
     written = sitk.Cast(image == 100, sitk.sitkUInt8)
     written.CopyInformation(image)
     written.SetMetaData("Segment0_Name", "Liver")
-    written.SetMetaData("Segment0_LabelValue", value or " ")
+    written.SetMetaData("Segment0_LabelValue", value)
     sitk.WriteImage(written, str(label))
+    return label
+
+
+@pytest.mark.parametrize("value", ["x", "", "-1", "1.5", "9" * 5000])
+def test_slicer_s_own_format_with_damaged_numbers(
+    client: TestClient, tmp_path: Path, studies: Path, value: str
+) -> None:
+    label = slicer_segmentation(tmp_path, studies, value or " ")
     response = put(client, label)
     assert response.status_code == 422
     assert "'Liver'" in detail(response)
@@ -264,13 +270,7 @@ def test_slicer_s_own_format_with_what_is_no_text(
     client: TestClient, tmp_path: Path, studies: Path, damage: tuple[bytes, bytes]
 ) -> None:
     """Half a character that is kept could never be sent again."""
-    label = tmp_path / "label.seg.nrrd"
-    image = sitk.ReadImage(str(studies / "case.nii.gz"))
-    written = sitk.Cast(image == 100, sitk.sitkUInt8)
-    written.CopyInformation(image)
-    written.SetMetaData("Segment0_Name", "Liver")
-    written.SetMetaData("Segment0_LabelValue", "1")
-    sitk.WriteImage(written, str(label))
+    label = slicer_segmentation(tmp_path, studies, "1")
     whole = label.read_bytes()
     assert damage[0] in whole
     label.write_bytes(whole.replace(*damage))

@@ -61,8 +61,8 @@ class DeSam(TaskConfig):
             for name, modality in sorted(self.segmenters.bundle.modalities.items())
         }
         for name, modality in self.added.items():
-            name = desam_model_name(name)
-            tasks[name] = AddedDeSamTask(modality, self.segmenters, check_images=check)
+            task = AddedDeSamTask(modality, self.segmenters, check_images=check)
+            tasks[desam_model_name(name)] = task
         return tasks
 
     def trainer(self) -> dict[str, TrainTask]:
