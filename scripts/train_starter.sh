@@ -5,9 +5,7 @@
 # checkpoints, curves and the bundle; a run that was stopped goes on from there, so that it can be
 # given in pieces (timeout 580 scripts/train_starter.sh ...) on a machine lent for minutes:
 #   scripts/train_starter.sh DATA runs/gpu --recipe gpu
-# MODALITIES="a b" trains only these: of DeSAM, beside it in the package as starter_desam,
-#   MODALITIES="ct_liver mr_hippocampus mr_left_ventricle mr_left_atrium" \
-#     scripts/train_starter.sh DATA runs/desam --model desam --recipe starter
+# MODALITIES="a b" trains only these.
 # Scores come from scripts/score_starter.sh. The bundle is put into the package by hand, when its
 # scores on val are better:
 #   rm -r esp_medsam_app/weights/starter && cp -r WORK/bundle esp_medsam_app/weights/starter
@@ -18,11 +16,7 @@ work=$2
 shift 2
 source "$(dirname "$0")/starter_data.sh"
 
-# Large tensors are freed and taken again each step: without this the allocator hands the pages
-# back to the system every time.
-export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
-export MALLOC_TOP_PAD_=200000000
-
+keep_pages
 train=()
 for modality in ${MODALITIES:-"${modalities[@]}"}; do
   for folder in $(folders "$modality" train); do train+=(--data "$modality=$folder"); done

@@ -175,11 +175,11 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The new one.")],
         name: Annotated[str, typer.Option(help="Of the bundle.")] = "esp-medsam",
     ) -> None:
-        """Make one bundle of several that stand on the same backbone and decoder."""
-        from esp_medsam_app.weights.bundle import load_bundle
+        """Make one bundle of several that share all but their modalities."""
+        from esp_medsam_app.weights.bundle import load_any_bundle
         from esp_medsam_app.weights.merging import merge_bundles
 
-        bundle = merge_bundles([load_bundle(folder) for folder in bundles], output, name=name)
+        bundle = merge_bundles([load_any_bundle(part) for part in bundles], output, name=name)
         Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
 
     @group.command()

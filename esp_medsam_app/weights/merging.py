@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from esp_medsam_app.errors import WeightsError
-from esp_medsam_app.weights.bundle import (
-    DECODER,
-    OWN_BACKBONE,
-    Bundle,
-    BundleDescription,
-    controller_file,
-    save_description,
-)
+from esp_medsam_app.weights.bundle import OWN_BACKBONE, Bundle, save_description
 from esp_medsam_app.weights.classifier_file import carry_over
 from esp_medsam_app.weights.integrity import check_sha256
 
 
 def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle:
     """One bundle with the modalities of several that share all else, bit by bit.
+
+    All are of ESP-MedSAM, or all of DeSAM.
 
     Scores, limits of presence and what is said of the training come along; the classifier is that
     of the first that has one.
@@ -48,25 +44,26 @@ def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle
                     remedy="Give one of them alone",
                 )
             known[modality] = part
-    (output / "controllers").mkdir(parents=True, exist_ok=True)
-    shared = [file for file in (DECODER, OWN_BACKBONE) if file in first.files]
+    shared = [file for file in (parts[0].shared_file, OWN_BACKBONE) if file in first.files]
     origins = dict.fromkeys(shared, parts[0])
-    origins |= {controller_file(modality): part for modality, part in known.items()}
+    origins |= {part.modality_file(modality): part for modality, part in known.items()}
     for file, part in origins.items():
         check_sha256(part.file(file), part.description.files[file])
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(part.file(file), output / file)
-    merged = BundleDescription(
-        name=name,
-        backbone=first.backbone,
-        design=first.design,
-        input_size=first.input_size,
-        modalities=[part.modality(modality) for modality, part in known.items()],
-        training={"runs": [run for part in parts for run in _runs(part)]},
-        presence={key: value for p in parts for key, value in p.description.presence.items()},
-        scores={key: value for p in parts for key, value in p.description.scores.items()},
-        files={file: part.description.files[file] for file, part in origins.items()},
+    # prompts and rules of DeSAM are among what they share
+    merged = first.model_copy(
+        update={
+            "name": name,
+            "modalities": [part.modality(modality) for modality, part in known.items()],
+            "training": {"runs": [run for part in parts for run in _runs(part)]},
+            "presence": {k: v for part in parts for k, v in part.description.presence.items()},
+            "scores": {k: v for part in parts for k, v in part.description.scores.items()},
+            "modality_classifier": None,
+            "files": {file: part.description.files[file] for file, part in origins.items()},
+        }
     )
-    bundle = Bundle(output, merged)
+    bundle = replace(parts[0], path=output, description=merged)
     save_description(bundle)
     for part in parts:
         bundle = carry_over(part, bundle)
@@ -79,12 +76,13 @@ def _runs(part: Bundle) -> list[object]:
 
 
 def _check_alike(one: Bundle, other: Bundle) -> None:
-    """Raises WeightsError for two that do not share backbone, decoder, input and design."""
+    """Raises WeightsError for two that do not share all but modalities."""
     for what, of_one, of_other in (
+        ("family", one.family, other.family),
         ("backbone", one.description.backbone, other.description.backbone),
         ("input", one.description.input_size, other.description.input_size),
         ("design", one.description.design, other.description.design),
-        ("decoder", one.description.files[DECODER], other.description.files[DECODER]),
+        ("shared part", _shared(one), _shared(other)),
     ):
         if of_one != of_other:
             raise WeightsError(
@@ -94,3 +92,12 @@ def _check_alike(one: Bundle, other: Bundle) -> None:
             )
     if not one.description.design.own_queries and one is not other:
         raise WeightsError("its modalities share their queries", path=one.path)
+
+
+def _shared(bundle: Bundle) -> tuple[object, ...]:
+    """What no modality owns, beside backbone and design."""
+    rules = {"prompts", "rules"}
+    return (
+        bundle.description.files.get(bundle.shared_file),
+        bundle.description.model_dump(include=rules),
+    )

@@ -25,6 +25,7 @@ from esp_medsam_app.weights.desam_bundle import (
     save_desam,
 )
 from esp_medsam_app.weights.desam_prompts import MaskRules
+from esp_medsam_app.weights.merging import merge_bundles
 from esp_medsam_app.weights.official_desam import load_official_desam, official_bundle
 from esp_medsam_app.weights.versions import VersionStore
 
@@ -65,6 +66,36 @@ def test_round_trip(network: DeSam, bundle: DeSamBundle) -> None:
         assert (found - expected).norm() / expected.norm() < 0.02
     sizes = [(bundle.path / decoder_file(name)).stat().st_size for name in ("one", "two")]
     assert max(sizes) < 2.1 * sum(p.numel() for p in network.decoder("two").parameters())
+
+
+def test_bundles_of_single_modalities_are_merged(
+    network: DeSam, bundle: DeSamBundle, tmp_path: Path
+) -> None:
+    rules = MaskRules(points_per_side=5)
+    third = network.sharing()
+    add_fresh_decoder(third, ENCODER, NEW, seed=1)
+    other = save_desam(tmp_path / "b", third, [NEW], name="b", encoder=ENCODER, rules=rules)
+    merged = merge_bundles([other, bundle], tmp_path / "merged", name="all")
+    again = load_desam(merged.path)
+    again.verify()
+    assert list(again.modalities) == ["new", "one", "two"]
+    assert (again.description.name, again.description.rules) == ("all", rules)
+    loaded = again.load_network()
+    assert torch.equal(masks(loaded, "new"), masks(other.load_network(), "new"))
+    assert torch.equal(masks(loaded, "two"), masks(bundle.load_network(), "two"))
+
+
+def test_other_rules_or_another_family_are_not_merged(
+    network: DeSam, bundle: DeSamBundle, tmp_path: Path
+) -> None:
+    strict = MaskRules(points_per_side=5, iou_threshold=0.9)
+    third = network.sharing()
+    add_fresh_decoder(third, ENCODER, NEW, seed=1)
+    other = save_desam(tmp_path / "b", third, [NEW], name="b", encoder=ENCODER, rules=strict)
+    with pytest.raises(WeightsError, match="its shared part is another"):
+        merge_bundles([bundle, other], tmp_path / "merged", name="all")
+    with pytest.raises(WeightsError, match="its family is another"):
+        merge_bundles([load_bundle(), bundle], tmp_path / "merged", name="all")
 
 
 def test_fresh_decoders_start_from_the_released_transformer(network: DeSam) -> None:
