@@ -1,0 +1,45 @@
+"""Print the table of scripts/precisions.sh.
+
+Arguments: the work folder and the ways, `plain_float32 fast_bfloat16`; the first is what the others
+are compared with, case by case. Differences are in points of Dice, hundredths.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(work: Path, first: str, *others: str) -> None:
+    """A row a modality: Dice of the first way, mean and largest difference of each other."""
+    rows = sorted(file.stem.removesuffix(f"_{first}") for file in work.glob(f"*_{first}.json"))
+    if not rows:
+        sys.exit(f"{work}: no reports of scripts/precisions.sh here")
+    print(f"| modality (val cases) | Dice, {first} | " + " | ".join(others) + " |")
+    print("| --- " * (len(others) + 2) + "|")
+    for modality in rows:
+        own = _by_name(work / f"{modality}_{first}.json")
+        cells = [f"`{modality}` ({len(own)})", f"{_mean(list(own.values())):.4f}"]
+        for way in others:
+            other = _by_name(work / f"{modality}_{way}.json")
+            assert other.keys() == own.keys(), (modality, way)
+            differences = [100 * (other[name] - own[name]) for name in own]
+            worst = max(differences, key=abs)
+            cells.append(f"{_mean(differences):+.2f} (one case {worst:+.2f})")
+        print("| " + " | ".join(cells) + " |")
+
+
+def _by_name(report: Path) -> dict[tuple[str, int], float]:
+    """Dice of each case; data sets may have names in common, so the place counts too."""
+    cases: list[dict[str, Any]] = json.loads(report.read_text("utf-8"))["per_case"]
+    return {(case["name"], place): case["dice"] for place, case in enumerate(cases)}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
