@@ -21,7 +21,8 @@ from esp_medsam_app.weights.profiles import FULL
 
 Path = Literal["plain", "fast", "openvino"]
 PATHS: tuple[Path, ...] = ("plain", "fast")
-PRECISIONS = ("float32", "bfloat16")
+CPU_PRECISIONS = ("float32", "bfloat16")
+GPU_PRECISIONS = (*CPU_PRECISIONS, "float16")
 CPU_BATCHES, GPU_BATCHES = (1, 4), (1, 16, 64)
 
 
@@ -31,7 +32,7 @@ class Contender:
 
     Attributes:
         path: the network as it is written down, the fused one, or that in OpenVINO.
-        precision: float32 or bfloat16.
+        precision: float32, bfloat16 or float16.
         batch: tiles in the pass.
         profile: whose weights.
     """
@@ -91,7 +92,7 @@ def contenders(
     device: torch.device,
     *,
     quick: bool = False,
-    precisions: Sequence[str] = PRECISIONS,
+    precisions: Sequence[str] | None = None,
     batches: Sequence[int] | None = None,
     openvino: bool = False,
     profiles: Sequence[str] = (FULL,),
@@ -101,7 +102,7 @@ def contenders(
     Args:
         device: where passes run.
         quick: the fast path with one tile a pass alone.
-        precisions: of both paths.
+        precisions: of both paths; by the device if not given.
         batches: tiles a pass; by the device if not given.
         openvino: it too.
         profiles: whose weights.
@@ -109,12 +110,14 @@ def contenders(
     Raises:
         InputError: no such precision, or no OpenVINO for this device.
     """
-    if openvino:
-        check_runtime("openvino", device)
+    if precisions is None:
+        precisions = CPU_PRECISIONS if device.type == "cpu" else GPU_PRECISIONS
     for name in precisions:
-        choose_precision(name, device)
+        dtype = choose_precision(name, device)
         if name == "auto":
             raise InputError("--precision auto: name the precisions to compare")
+        if openvino:
+            check_runtime("openvino", device, dtype)
     if batches is None:
         batches = CPU_BATCHES if device.type == "cpu" else GPU_BATCHES
     paths: list[Path] = [*(PATHS[1:] if quick else PATHS)]

@@ -59,7 +59,9 @@ def register(app: typer.Typer) -> None:
         ] = None,
         precisions: Annotated[
             list[str] | None,
-            typer.Option("--precision", metavar="NAME", help="float32, bfloat16; several times."),
+            typer.Option(
+                "--precision", metavar="NAME", help="float32, bfloat16, float16; several times."
+            ),
         ] = None,
         openvino: Annotated[
             bool, typer.Option("--openvino", help="The encoder by OpenVINO too; CPUs.")
@@ -89,7 +91,7 @@ def register(app: typer.Typer) -> None:
         """
         from esp_medsam_app.benchmark.machine import Machine
         from esp_medsam_app.benchmark.over_http import HttpReport, measure_http
-        from esp_medsam_app.benchmark.passes import PRECISIONS, contenders, measure_passes
+        from esp_medsam_app.benchmark.passes import contenders, measure_passes
         from esp_medsam_app.benchmark.report import BenchmarkReport
         from esp_medsam_app.benchmark.volume import measure_volume
         from esp_medsam_app.evaluation.report import write_report
@@ -106,7 +108,7 @@ def register(app: typer.Typer) -> None:
         wanted = contenders(
             place,
             quick=quick,
-            precisions=precisions or PRECISIONS,
+            precisions=precisions,
             batches=batch_sizes,
             openvino=openvino,
             profiles=list(bundles),

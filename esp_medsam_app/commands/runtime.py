@@ -77,7 +77,7 @@ PrecisionOption = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="auto, float32 or bfloat16; auto takes bfloat16 where the device is fast at it.",
+        help="auto, float32, bfloat16, float16; auto takes what the device is fast at.",
     ),
 ]
 FastOption = Annotated[

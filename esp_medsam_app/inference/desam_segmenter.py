@@ -37,7 +37,7 @@ class DeSamSegmenter:
         batch_size: tiles in one pass; chosen by the device by default.
         mode: how it is prompted; as it was trained by default.
         rules: from prompts to masks; the bundle's by default.
-        precision: `auto`, `float32` or `bfloat16`; see `choose_precision`.
+        precision: `auto`, `float32`, `bfloat16`, `float16`; see `choose_precision`.
         beside: ESP-MedSAM on the same device. Where it stands on the same encoder, that is shared.
 
     Raises:

@@ -9,7 +9,9 @@ import torch
 
 from esp_medsam_app.errors import InputError
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# From this on NVIDIA's GPUs have units for products in float16.
+_FLOAT16_SINCE = (7, 0)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -62,16 +64,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: `float32`, `bfloat16`, or `auto` for what the device is fast at.
+    """The type to segment in: `float32`, `bfloat16`, `float16`, or `auto`.
+
+    `auto` takes bfloat16 where the device is fast at it, else float16, else float32. bfloat16 comes
+    first as it cannot overflow, whatever was trained.
 
     Raises:
         InputError: no such precision.
     """
     if name == "auto":
-        return autocast_type(device) or torch.float32
+        own = autocast_type(device)
+        if own is None and _multiplies_float16(device):
+            return torch.float16
+        return own or torch.float32
     if name not in _PRECISIONS:
         raise InputError(
-            f"there is no precision {name!r}", remedy=f"Use auto, {' or '.join(_PRECISIONS)}"
+            f"there is no precision {name!r}", remedy=f"Use auto, {', '.join(_PRECISIONS)}"
         )
     return _PRECISIONS[name]
 
@@ -85,11 +93,11 @@ def cast_to(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context of `autocast_type`'s precision on this device."""
-    return cast_to(choose_precision("auto", device), device)
+    return cast_to(autocast_type(device) or torch.float32, device)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies in it, else none (float32).
+    """bfloat16 where the hardware multiplies in it, else none (float32). Trainings compute in it.
 
     On CPUs without the instructions, bfloat16 is emulated and slower than float32.
     """
@@ -98,6 +106,12 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and _cpu_multiplies_bfloat16():
         return torch.bfloat16
     return None
+
+
+def _multiplies_float16(device: torch.device) -> bool:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= _FLOAT16_SINCE
 
 
 def _cpu_multiplies_bfloat16() -> bool:

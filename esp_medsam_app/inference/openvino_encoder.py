@@ -36,11 +36,11 @@ RUNTIMES = ("torch", "openvino")
 logger = logging.getLogger(__name__)
 
 
-def check_runtime(name: str, device: torch.device) -> None:
+def check_runtime(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
     """See whether the encoder can run so.
 
     Raises:
-        InputError: no such runtime, it is not installed, or it is not for this device.
+        InputError: no such runtime, it is not installed, or it is not for this device or type.
     """
     if name not in RUNTIMES:
         raise InputError(f"there is no runtime {name!r}", remedy=f"Use {' or '.join(RUNTIMES)}")
@@ -48,6 +48,11 @@ def check_runtime(name: str, device: torch.device) -> None:
         return
     if device.type != "cpu":
         raise InputError(f"OpenVINO is for CPUs, not for {device}", remedy="Use runtime torch")
+    if dtype is torch.float16:
+        raise InputError(
+            "OpenVINO computes in float32 or bfloat16, not in float16",
+            remedy="Use --precision auto, or runtime torch",
+        )
     if importlib.util.find_spec("openvino") is None:
         raise InputError(
             "OpenVINO is not installed", remedy="pip install 'esp-medsam-app[cpu]', or use torch"

@@ -74,8 +74,7 @@ class Segmenter:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device and its free memory by default. When
             memory does not suffice it is halved, down to 1; then the CPU goes on.
-        precision: `auto`, `float32` or `bfloat16`; `auto` takes bfloat16 where the device
-            multiplies in it.
+        precision: `auto`, `float32`, `bfloat16`, `float16`; see `choose_precision`.
         fast: by the fused encoder, the same function to rounding; else by the plain one.
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
@@ -103,12 +102,12 @@ class Segmenter:
     ) -> None:
         self.bundle = bundle
         self.device = choose_device(device)
-        check_runtime(runtime, self.device)
         self.embeddings = embeddings
         self._batch_size = batch_size
         self._precision = precision
         self._runtime = runtime
         self.dtype = choose_precision(precision, self.device)
+        check_runtime(runtime, self.device, self.dtype)
         self._network = bundle.load_network().to(self.device)
         self._fast: FastNetwork | None = None
         if fast and isinstance(self._network.encoder, TinyViT):

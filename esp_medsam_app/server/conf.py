@@ -39,8 +39,8 @@ class AppConf(BaseModel):
         desam: folder of DeSAM's weights; those of the package if empty, where there are some.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device if not given.
-        precision: `auto`, `float32` or `bfloat16`; `auto` takes bfloat16 where the device
-            multiplies in it. Of DeSAM too.
+        precision: `auto`, `float32`, `bfloat16`, `float16`; `auto` takes what
+            the device is fast at. Of DeSAM too.
         fast: ESP-MedSAM by the fused encoder, the same function to rounding; else by the plain one.
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
@@ -67,7 +67,7 @@ class AppConf(BaseModel):
     desam: Path | None = None
     device: str = "auto"
     batch_size: int | None = Field(default=None, ge=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     fast: bool = True
     runtime: Literal["torch", "openvino"] = "torch"
     check_images: bool = True

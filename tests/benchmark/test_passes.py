@@ -38,6 +38,8 @@ def test_plain_is_always_there_and_first() -> None:
         PLAIN, Contender("fast", "float32", 1), Contender("fast", "bfloat16", 1),
     ]  # fmt: skip
     assert contenders(CPU, precisions=["bfloat16"], batches=[2])[0] == PLAIN
+    on_gpu = contenders(torch.device("cuda"))
+    assert {contender.precision for contender in on_gpu} == {"float32", "bfloat16", "float16"}
     both = contenders(CPU, quick=True, profiles=["full", "compact"])
     assert both == [
         *contenders(CPU, quick=True),

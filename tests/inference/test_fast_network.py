@@ -71,7 +71,7 @@ def test_masks_are_those_of_the_plain_path_in_each_precision(
     plain = Segmenter(bundle, device="cpu", precision="float32", fast=False)
     wanted = plain.segment(image, "microscopy_nuclei") > 0
     assert wanted.mean() > 0.05
-    for precision, least in (("float32", 0.9999), ("bfloat16", 0.99)):
+    for precision, least in (("float32", 0.9999), ("bfloat16", 0.99), ("float16", 0.998)):
         fast = Segmenter(bundle, device="cpu", precision=precision)
         found = fast.segment(image, "microscopy_nuclei") > 0
         assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) >= least
