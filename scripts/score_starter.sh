@@ -3,8 +3,9 @@
 #
 # For each split (val, test, unseen) and modality: mean Dice and the rest of `evaluate`.
 # BESIDE=1 counts on test how often something is marked in images of other things, the unseen images
-# of the other modalities. MODALITIES="a b" scores only these. Reports lie in WORK; those that are
-# there are not made again. Other models beside it: scripts/baselines.sh.
+# of the other modalities. MODALITIES="a b" scores only these, LIMIT=12 the first cases of each.
+# Reports lie in WORK; those that are there are not made again. Other models beside it:
+# scripts/baselines.sh.
 set -euo pipefail
 
 data=$1
@@ -19,6 +20,7 @@ for split in "$@"; do
   for modality in ${MODALITIES:-"${modalities[@]}"}; do
     report="$work/${modality}_$split.json"
     options=(--modality "$modality" --bundle "$bundle" --json "$report")
+    if [[ -n ${LIMIT:-} ]]; then options+=(--limit "$LIMIT"); fi
     for folder in $(folders "$modality" "$split"); do options+=(--data "$folder"); done
     if [[ ${options[*]} != *--data* ]]; then continue; fi
     for name in $(left_out "$modality" "$split"); do options+=(--leave-out "$name"); done

@@ -199,6 +199,7 @@ def register(app: typer.Typer) -> None:
             # data set and split, not the machine
             data=tuple("/".join(folder.resolve().parts[-3:]) for folder in data),
             left_out=tuple(leave_out or ()),
+            limit=limit,
         )
         screen.show(report_table(report))
         for note in report_notes(report):

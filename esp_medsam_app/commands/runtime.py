@@ -49,7 +49,8 @@ ProfileOption = Annotated[
     typer.Option(
         "--profile",
         metavar="NAME",
-        help="Weights of the package: full, or compact for laptops: a fraction of the work.",
+        help="Weights of the package: full; compact, a fraction of the work, for laptops; or desam,"
+        " the second model.",
     ),
 ]
 AnyImageOption = Annotated[

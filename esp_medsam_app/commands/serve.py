@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, ProfileOption, Screen
+from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, Screen
 from esp_medsam_app.errors import EspMedSamError, InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,15 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(metavar="a,b", help="Models to serve, e.g. ct_liver,xray_chest.")
         ] = "all",
         bundle: BundleOption = None,
-        profile: ProfileOption = None,
+        profile: Annotated[
+            str | None,
+            typer.Option(
+                "--profile",
+                metavar="NAME",
+                help="ESP-MedSAM's weights of the package: full; or compact, a fraction of the "
+                "work, for laptops.",
+            ),
+        ] = None,
         desam: Annotated[
             Path | None,
             typer.Option("--desam", metavar="DIR", help="Weights of DeSAM, for its models beside."),

@@ -144,7 +144,8 @@ class EvaluationReport:
 
     `distance_unit` ("mm" or "px") is HD95's. `failed` names cases that could not be scored: they
     are in no figure. `beside` counts images of other things, where some were given. `data` names
-    the folders the cases came from, `left_out` cases of them that were not looked at.
+    the folders the cases came from, `left_out` cases of them that were not looked at; of the others
+    the first `limit` were.
     """
 
     modality: str
@@ -155,6 +156,7 @@ class EvaluationReport:
     beside: Silence | None = None
     data: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    limit: int | None = None
 
     def summary(self, metric: Metric, label: str | None = None) -> Summary:
         """A metric over the cases: of one label, or of the cases' means over their labels."""
@@ -194,6 +196,7 @@ class EvaluationReport:
         result["beside"] = None if self.beside is None else self.beside.to_json()
         result["data"] = list(self.data)
         result["left_out"] = list(self.left_out)
+        result["limit"] = self.limit
         result["failed"] = list(self.failed)
         result["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED}
         result["per_case"] = [case.to_json() for case in self.cases]

@@ -9,6 +9,8 @@ from typing import Any
 from esp_medsam_app.weights.bundle import Bundle
 
 CARD = "README.md"
+# the bundle of a command that names none
+STARTER = "starter"
 _PAPERS = {"esp_medsam": "ESP-MedSAM (arXiv 2407.14153)", "desam": "DeSAM (arXiv 2306.00499)"}
 
 
@@ -24,7 +26,7 @@ def record_scores(bundle: Bundle, report: Mapping[str, Any], split: str) -> Bund
     for metric in ("dice", "iou", "hd95"):
         unit = report[metric].get("unit", "1")
         figures[metric] = {k: v for k, v in report[metric].items() if k != "unit"} | {"unit": unit}
-    for part in ("silence", "beside", "data", "left_out"):
+    for part in ("silence", "beside", "data", "left_out", "limit"):
         if report.get(part):
             figures[part] = report[part]
     if "comparison" in report:
@@ -223,9 +225,9 @@ def _commands(bundle: Bundle) -> list[str]:
     for name, _, score in scored(bundle):
         words = [f"--data {folder}" for folder in score.get("data", [])]
         words += [f"--leave-out {case}" for case in score.get("left_out", [])]
+        words += [f"--limit {score['limit']}"] if score.get("limit") else []
         words += ["--baselines"] if score.get("models") else []
-        # the bundle of a command without one is ESP-MedSAM's
-        words += ["--bundle DIR"] if bundle.family != "esp_medsam" else []
+        words += ["--bundle DIR"] if bundle.description.name != STARTER else []
         lines.append(f"esp-medsam evaluate {' '.join(words)} --modality {name}")
     return lines
 

@@ -1,14 +1,18 @@
-"""Profiles: the bundles of the package, between which one chooses by the work a mask may cost."""
+"""Profiles: the bundles of the package, between which one chooses by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from esp_medsam_app.errors import InputError, UnknownNameError, WeightsError
-from esp_medsam_app.weights.bundle import DESCRIPTION, starter_bundle_path
+from esp_medsam_app.weights.bundle import DESAM, DESCRIPTION, starter_bundle_path
 
 FULL, COMPACT = "full", "compact"
-PROFILES = (FULL, COMPACT)
+PROFILES = (FULL, COMPACT, DESAM)
+_MADE_BY = {
+    COMPACT: "`esp-medsam distill compact`, scripts/train_compact.sh",
+    DESAM: "`esp-medsam train --model desam`, scripts/train_desam.sh",
+}
 
 
 def profile_path(name: str) -> Path:
@@ -19,9 +23,7 @@ def profile_path(name: str) -> Path:
         WeightsError: its bundle is not part of this installation.
     """
     if name not in PROFILES:
-        raise UnknownNameError(
-            f"there is no profile {name!r}", remedy=f"Use {' or '.join(PROFILES)}"
-        )
+        raise UnknownNameError(f"there is no profile {name!r}", remedy=f"Use {', '.join(PROFILES)}")
     starter = starter_bundle_path()
     if name == FULL:
         return starter
@@ -30,8 +32,8 @@ def profile_path(name: str) -> Path:
         raise WeightsError(
             f"the {name} profile has no weights in this installation",
             path=folder,
-            remedy="Make them (`esp-medsam distill compact`, scripts/train_compact.sh) and put "
-            "them there, or give their folder as the bundle",
+            remedy=f"Make them ({_MADE_BY[name]}) and put them there, or give their folder as the "
+            "bundle",
         )
     return folder
 

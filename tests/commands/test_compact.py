@@ -147,8 +147,10 @@ def test_a_profile_is_chosen_by_name(
     told = capsys.readouterr().err
     assert "train_compact.sh" in told
     assert "starter_compact" in told
+    assert command(*options, "--profile", "desam") == 2
+    assert "train_desam.sh" in capsys.readouterr().err
     assert command(*options, "--profile", "tiny") == 2
-    assert "full or compact" in capsys.readouterr().err
+    assert "full, compact, desam" in capsys.readouterr().err
     bundle = distilled(cases, "dermoscopy")
     shutil.copytree(bundle.path, tmp_path / "starter_compact")
     assert command(*options, "--profile", "compact", "--bundle", bundle.path) == 2

@@ -39,6 +39,7 @@ def report(modality: str, labels: list[str]) -> dict[str, Any]:
         "beside": None,
         "data": ["chest/test"],
         "left_out": ["twin"],
+        "limit": 7,
         "comparison": {
             "device": "cpu",
             "models": [
@@ -74,7 +75,7 @@ def test_card_keeps_scores(bundle: Bundle, tmp_path: Path) -> None:
     row = "| xray_chest | test | 7 | 0.875 | 0.050 | 0.850 to 0.900 | 0.875 | 0.9 px |"
     assert row in card
     assert "| xray_chest | test | left_lung | 0.875 |" in card
-    assert "esp-medsam evaluate --data chest/test --leave-out twin --baselines" in card
+    assert "esp-medsam evaluate --data chest/test --leave-out twin --limit 7 --baselines" in card
     assert "| xray_chest | test | slices of the volumes | 1 | 20 | 0.050 | 0.010 to 0.240 |" in card
     row = (
         "| xray_chest | test | U-Net | 0.800 | 0.700 to 0.900 | -0.075 | -0.100 to -0.050 | 7.2 M |"
