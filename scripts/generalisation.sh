@@ -11,6 +11,9 @@
 #   ESP_TRAIN="--set views=4 --set decoder_steps=2 --set joint_steps=2" \
 #   DESAM_TRAIN="--set views=4 --set epochs=1" EVALUATE="--unet-views 8 --limit 2" \
 #   MODALITIES=ct_liver scripts/generalisation.sh DATA /tmp/try
+# Bundles that are there are not trained again: ESP_BUNDLE=DIR, DESAM_BUNDLE=DIR (where it has the
+# modality), and UNETS=DIR, the work folder of scripts/baselines.sh. The starter bundle learned from
+# one data set a modality, all but fundus_vessels; its decoder is shared with other modalities.
 # On a GPU: ESP_TRAIN="--recipe gpu" DESAM_TRAIN="--set views=2000 --set epochs=24 --set batch=8"
 set -euo pipefail
 
@@ -28,11 +31,14 @@ for modality in ${MODALITIES:-ct_liver breast_ultrasound colonoscopy fundus_vess
   name=$(basename "$source")
   own="$work/$modality"
   mkdir -p "$own"
-  if [[ ! -f $own/esp_medsam/bundle.json ]]; then
+  esp=${ESP_BUNDLE:-$own/esp_medsam}
+  if [[ ! -f $esp/bundle.json ]]; then
     "$esp_medsam" train --data "$modality=$train" --work "$own/esp_medsam_work" \
       --output "$own/esp_medsam" --name "$name" "${esp_train[@]}"
   fi
-  if [[ ! -f $own/desam/bundle.json ]]; then
+  desam=$own/desam
+  if [[ -f ${DESAM_BUNDLE:-}/decoders/$modality.safetensors ]]; then desam=$DESAM_BUNDLE; fi
+  if [[ ! -f $desam/bundle.json ]]; then
     "$esp_medsam" train --model desam --recipe starter --data "$modality=$train" \
       --work "$own/desam_work" --output "$own/desam" --name "$name" "${desam_train[@]}"
   fi
@@ -45,8 +51,8 @@ for modality in ${MODALITIES:-ct_liver breast_ultrasound colonoscopy fundus_vess
       done
     fi
     if [[ ${#cases[@]} == 0 || -f $work/${modality}_$split.json ]]; then continue; fi
-    "$esp_medsam" evaluate "${cases[@]}" --modality "$modality" --bundle "$own/esp_medsam" \
-      --desam "$own/desam" --train-data "$train" --work "$own/unet" "${evaluate[@]}" \
+    "$esp_medsam" evaluate "${cases[@]}" --modality "$modality" --bundle "$esp" \
+      --desam "$desam" --train-data "$train" --work "${UNETS:-$own/unet}" "${evaluate[@]}" \
       --json "$work/${modality}_$split.json"
   done
 done
