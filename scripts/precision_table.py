@@ -1,6 +1,6 @@
 """Print the table of scripts/precisions.sh.
 
-Arguments: the work folder and the ways, `plain_float32 fast_bfloat16`; the first is what the others
+Arguments: the work folder and the ways, `fast_float32 fast_bfloat16`; the first is what the others
 are compared with, case by case. Differences are in points of Dice, hundredths.
 """
 

@@ -55,7 +55,7 @@ def render_card(bundle: Bundle) -> str:
     parts = [
         f"# Model card: {bundle.description.name}",
         f"Weights of {_PAPERS[bundle.family]} for prompt-free segmentation, trained by "
-        "`esp-medsam train`. This file is written by `esp-medsam weights card` from "
+        f"`{_trained_by(runs)}`. This file is written by `esp-medsam weights card` from "
         "`bundle.json`.",
         f"Backbone: {bundle.origin}, frozen and unchanged. "
         f"Input: {bundle.description.input_size} x {bundle.description.input_size}, RGB in "
@@ -248,10 +248,19 @@ def _sources(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(rows))
 
 
+def _trained_by(runs: Sequence[Mapping[str, Any]]) -> str:
+    distilled = runs and all("teacher" in run for run in runs)
+    return "esp-medsam distill" if distilled else "esp-medsam train"
+
+
 def _run(run: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in run["recipe"].items())
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-    return f"- {', '.join(run['data'])}: {settings}. Finished {run['finished']} with {versions}."
+    teacher = f" by {run['teacher']}" if "teacher" in run else ""
+    return (
+        f"- {', '.join(run['data'])}{teacher}: {settings}. Finished {run['finished']} with "
+        f"{versions}."
+    )
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
