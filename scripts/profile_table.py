@@ -1,7 +1,7 @@
 """Print the Dice of the package's bundles beside each other, from their bundle.json.
 
-Arguments: profiles, by default all (`full compact desam`). A row for each modality and split that
-at least two of them were scored on.
+Arguments: profiles, by default all (`full compact desam`). A row for each modality, on `test` and
+on `unseen`, that at least two of them were scored on.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Any
 from esp_medsam_app.weights.bundle import load_any_bundle
 from esp_medsam_app.weights.profiles import PROFILES, profile_path
 
+SPLITS = ("test", "unseen")
+
 
 def main(*profiles: str) -> None:
     """The table, in Markdown."""
     names = profiles or PROFILES
     scores = [load_any_bundle(profile_path(name)).description.scores for name in names]
-    entries = [(name, split) for one in scores for name in one for split in one[name]]
+    entries = [(name, split) for name in scores[0] for split in SPLITS]
     print(f"| modality, split | {' | '.join(names)} |")
     print("| --- " * (len(names) + 1) + "|")
-    for modality, split in dict.fromkeys(entries):
+    for modality, split in entries:
         figures = [one.get(modality, {}).get(split) for one in scores]
         if sum(figure is not None for figure in figures) > 1:
             print(f"| `{modality}`, {split} | {' | '.join(map(_cell, figures))} |")
