@@ -11,8 +11,14 @@ from support.version_stores import NEW, ONE, add_versions, changed, small_bundle
 
 from esp_medsam_app import cli
 from esp_medsam_app.weights import load_bundle
-from esp_medsam_app.weights.bundle import Bundle, BundleDescription, save_description
+from esp_medsam_app.weights.bundle import (
+    Bundle,
+    BundleDescription,
+    load_any_bundle,
+    save_description,
+)
 from esp_medsam_app.weights.model_card import render_card
+from esp_medsam_app.weights.profiles import PROFILES, profile_path
 from esp_medsam_app.weights.version_files import Cases, Dice
 from esp_medsam_app.weights.versions import VersionStore, open_versions
 
@@ -108,14 +114,18 @@ def test_show_and_verify(capsys: pytest.CaptureFixture[str]) -> None:
     assert "are whole" in capsys.readouterr().out
 
 
-def test_starter_card_is_what_its_bundle_says() -> None:
-    """The card is not edited by hand, and figures in it are those of bundle.json."""
-    starter = load_bundle()
+@pytest.mark.parametrize("profile", PROFILES)
+def test_bundles_of_the_package_are_whole(profile: str) -> None:
+    """Cards are not edited by hand: their figures are those of bundle.json."""
+    starter = load_any_bundle(profile_path(profile))
+    starter.verify()
+    assert all(starter.description.scores[name]["test"] for name in starter.modalities)
     assert (starter.path / "README.md").read_text(encoding="utf-8") == render_card(starter)
 
 
-def test_starter_names_the_licence_of_its_data() -> None:
-    description: BundleDescription = load_bundle().description
+@pytest.mark.parametrize("profile", PROFILES)
+def test_bundles_of_the_package_name_the_licences_of_their_data(profile: str) -> None:
+    description: BundleDescription = load_any_bundle(profile_path(profile)).description
     for modality in description.modalities:
         runs = [run["data"].get(modality.name) for run in description.training["runs"]]
         assert any(runs)

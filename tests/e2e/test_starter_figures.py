@@ -1,4 +1,4 @@
-"""The shipped bundle gives what it gave when it landed: code or weights that drift fail here."""
+"""The shipped bundles give what they gave when they landed: code or weights that drift fail."""
 
 from __future__ import annotations
 
