@@ -76,6 +76,7 @@ def test_each_image_is_asked_for_twice_in_a_row(server: FakeServer, tmp_path: Pa
     ]  # fmt: skip
     assert steps[-1] == (7, 7)
     assert server.started["conf"]["bundle"] == str(tmp_path / "bundle")
+    assert server.started["conf"]["check_images"] == "false"
     assert {path.name for path in Path(server.started["studies"]).iterdir()} >= {
         "picture_0.png", "picture_1.png", "picture_2.png", "ct.nii.gz",
     }  # fmt: skip
