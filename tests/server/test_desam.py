@@ -172,6 +172,6 @@ def test_the_app_serves_both_families_on_one_encoder(
 def test_a_model_that_is_named_may_be_trained_from_nothing(
     make_my_app: Callable[..., EspMedSamApp],
 ) -> None:
-    app = make_my_app(models="ct_liver,desam_mr_left_ventricle", device="cpu")
-    assert isinstance(app._infers["desam_mr_left_ventricle"], AddedDeSamTask)
-    assert "desam_mr_left_ventricle" in app._trainers
+    app = make_my_app(models="ct_liver,desam_xray_chest", device="cpu")
+    assert isinstance(app._infers["desam_xray_chest"], AddedDeSamTask)
+    assert "desam_xray_chest" in app._trainers
