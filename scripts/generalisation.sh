@@ -31,7 +31,8 @@ for modality in ${MODALITIES:-ct_liver breast_ultrasound colonoscopy fundus_vess
   name=$(basename "$source")
   own="$work/$modality"
   mkdir -p "$own"
-  esp=${ESP_BUNDLE:-$own/esp_medsam}
+  esp=$own/esp_medsam
+  if [[ -f ${ESP_BUNDLE:-}/bundle.json ]]; then esp=$ESP_BUNDLE; fi
   if [[ ! -f $esp/bundle.json ]]; then
     "$esp_medsam" train --data "$modality=$train" --work "$own/esp_medsam_work" \
       --output "$own/esp_medsam" --name "$name" "${esp_train[@]}"

@@ -29,7 +29,6 @@ from esp_medsam_app.weights.bundle import (
     load_any_bundle,
     save_description,
     save_modality,
-    starter_bundle_path,
     stored,
 )
 from esp_medsam_app.weights.desam_encoders import (
@@ -45,6 +44,7 @@ from esp_medsam_app.weights.integrity import (
     read_safetensors,
     sha256_of,
 )
+from esp_medsam_app.weights.profiles import packaged
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 
@@ -160,7 +160,7 @@ def decoder_file(modality: str) -> str:
 
 def starter_desam_path() -> Path:
     """Where the bundle of DeSAM that ships with the package lies, where there is one."""
-    return starter_bundle_path().with_name("starter_desam")
+    return packaged(DESAM)
 
 
 def load_desam(path: str | Path | None = None) -> DeSamBundle:

@@ -15,6 +15,12 @@ _MADE_BY = {
 }
 
 
+def packaged(name: str) -> Path:
+    """Where a profile's bundle lies in the package, if it is there."""
+    starter = starter_bundle_path()
+    return starter if name == FULL else starter.with_name(f"starter_{name}")
+
+
 def profile_path(name: str) -> Path:
     """Where a profile's bundle lies.
 
@@ -24,11 +30,8 @@ def profile_path(name: str) -> Path:
     """
     if name not in PROFILES:
         raise UnknownNameError(f"there is no profile {name!r}", remedy=f"Use {', '.join(PROFILES)}")
-    starter = starter_bundle_path()
-    if name == FULL:
-        return starter
-    folder = starter.with_name(f"starter_{name}")
-    if not (folder / DESCRIPTION).is_file():
+    folder = packaged(name)
+    if name != FULL and not (folder / DESCRIPTION).is_file():
         raise WeightsError(
             f"the {name} profile has no weights in this installation",
             path=folder,

@@ -68,13 +68,18 @@ def test_round_trip(network: DeSam, bundle: DeSamBundle) -> None:
     assert max(sizes) < 2.1 * sum(p.numel() for p in network.decoder("two").parameters())
 
 
+def bundle_of_new(network: DeSam, path: Path, rules: MaskRules) -> DeSamBundle:
+    """A bundle of `NEW` alone, on what the network shares."""
+    other = network.sharing()
+    add_fresh_decoder(other, ENCODER, NEW, seed=1)
+    return save_desam(path, other, [NEW], name="b", encoder=ENCODER, rules=rules)
+
+
 def test_bundles_of_single_modalities_are_merged(
     network: DeSam, bundle: DeSamBundle, tmp_path: Path
 ) -> None:
     rules = MaskRules(points_per_side=5)
-    third = network.sharing()
-    add_fresh_decoder(third, ENCODER, NEW, seed=1)
-    other = save_desam(tmp_path / "b", third, [NEW], name="b", encoder=ENCODER, rules=rules)
+    other = bundle_of_new(network, tmp_path / "b", rules)
     merged = merge_bundles([other, bundle], tmp_path / "merged", name="all")
     again = load_desam(merged.path)
     again.verify()
@@ -89,9 +94,7 @@ def test_other_rules_or_another_family_are_not_merged(
     network: DeSam, bundle: DeSamBundle, tmp_path: Path
 ) -> None:
     strict = MaskRules(points_per_side=5, iou_threshold=0.9)
-    third = network.sharing()
-    add_fresh_decoder(third, ENCODER, NEW, seed=1)
-    other = save_desam(tmp_path / "b", third, [NEW], name="b", encoder=ENCODER, rules=strict)
+    other = bundle_of_new(network, tmp_path / "b", strict)
     with pytest.raises(WeightsError, match="its shared part is another"):
         merge_bundles([bundle, other], tmp_path / "merged", name="all")
     with pytest.raises(WeightsError, match="its family is another"):
