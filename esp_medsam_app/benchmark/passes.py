@@ -14,7 +14,7 @@ from esp_medsam_app.benchmark.memory import Peak, peak_of
 from esp_medsam_app.benchmark.timing import Latency, Step, interleaved, times_faster
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference import Segmenter
-from esp_medsam_app.inference.device import choose_precision
+from esp_medsam_app.inference.device import autocast_type, choose_precision
 from esp_medsam_app.inference.openvino_encoder import check_runtime
 from esp_medsam_app.weights.bundle import Bundle
 from esp_medsam_app.weights.profiles import FULL
@@ -102,7 +102,7 @@ def contenders(
     Args:
         device: where passes run.
         quick: the fast path with one tile a pass alone.
-        precisions: of both paths; by the device if not given.
+        precisions: of both paths; if not given, those that the device is fast at.
         batches: tiles a pass; by the device if not given.
         openvino: it too.
         profiles: whose weights.
@@ -111,7 +111,9 @@ def contenders(
         InputError: no such precision, or no OpenVINO for this device.
     """
     if precisions is None:
-        precisions = CPU_PRECISIONS if device.type == "cpu" else GPU_PRECISIONS
+        precisions = GPU_PRECISIONS
+        if device.type == "cpu":
+            precisions = CPU_PRECISIONS if autocast_type(device) else CPU_PRECISIONS[:1]
     for name in precisions:
         dtype = choose_precision(name, device)
         if name == "auto":

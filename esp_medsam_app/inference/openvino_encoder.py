@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from esp_medsam_app.errors import InputError
+from esp_medsam_app.inference.device import autocast_type
 from esp_medsam_app.networks.compact_linear import CompactLinear
 from esp_medsam_app.networks.fused_tiny_vit import FusedController, FusedTinyViT
 from esp_medsam_app.networks.modality_controller import ModalityController
@@ -51,6 +52,12 @@ def check_runtime(name: str, device: torch.device, dtype: torch.dtype = torch.fl
     if dtype is torch.float16:
         raise InputError(
             "OpenVINO computes in float32 or bfloat16, not in float16",
+            remedy="Use --precision auto, or runtime torch",
+        )
+    if dtype is torch.bfloat16 and autocast_type(device) is None:
+        # OpenVINO would emulate it, and crashes the process at that (2026.4.1)
+        raise InputError(
+            "this CPU does not compute in bfloat16, and OpenVINO needs one that does",
             remedy="Use --precision auto, or runtime torch",
         )
     if importlib.util.find_spec("openvino") is None:

@@ -31,7 +31,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return load_bundle(small_starter(tmp_path_factory.mktemp("bundle")))
 
 
-def test_plain_is_always_there_and_first() -> None:
+def test_plain_is_always_there_and_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "autocast_type", lambda device: torch.bfloat16)
     assert contenders(CPU)[0] == PLAIN
     assert len(set(contenders(CPU))) == len(contenders(CPU)) == 8
     assert contenders(CPU, quick=True) == [
@@ -44,6 +45,14 @@ def test_plain_is_always_there_and_first() -> None:
     assert both == [
         *contenders(CPU, quick=True),
         Contender("fast", "float32", 1, "compact"), Contender("fast", "bfloat16", 1, "compact"),
+    ]  # fmt: skip
+
+
+def test_a_cpu_is_not_measured_in_what_it_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "autocast_type", lambda device: None)
+    assert contenders(CPU, quick=True) == [PLAIN, Contender("fast", "float32", 1)]
+    assert contenders(CPU, precisions=["bfloat16"], batches=[2], quick=True) == [
+        PLAIN, Contender("fast", "bfloat16", 2),
     ]  # fmt: skip
 
 

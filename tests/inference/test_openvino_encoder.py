@@ -20,7 +20,7 @@ import torch
 from support.small_starter import TILE, small_starter
 
 from esp_medsam_app.errors import InputError
-from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.inference import Segmenter, openvino_encoder
 from esp_medsam_app.inference.openvino_encoder import OpenVinoEncoder, check_runtime, graphs_folder
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.tiny_vit import TinyViT
@@ -203,6 +203,10 @@ def test_runtimes_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         check_runtime("tpu", CPU)
     with pytest.raises(InputError, match="for CPUs"):
         check_runtime("openvino", torch.device("cuda"))
+    # that crashes OpenVINO
+    monkeypatch.setattr(openvino_encoder, "autocast_type", lambda device: None)
+    with pytest.raises(InputError, match="does not compute in bfloat16"):
+        check_runtime("openvino", CPU, torch.bfloat16)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="not installed"):
         check_runtime("openvino", CPU)
