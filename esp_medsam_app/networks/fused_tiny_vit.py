@@ -5,6 +5,9 @@ convolution, the affine part of layer norm into the linear layer behind it, bloc
 MLP in one, 1x1 convolutions as products over channels-last tokens, and attention by
 `scaled_dot_product_attention` with the biases of all distances and the controller's column laid
 out once.
+
+In 16 bits the stem computes in float32, as do the sums of the first stage: that costs little, and
+all else stands on them. Weights whose inputs batch norm tells of are rounded by `rounding`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esp_medsam_app.networks.modality_controller import BlockController, ModalityController
+from esp_medsam_app.networks.rounding import Moments, rounded
 from esp_medsam_app.networks.tiny_vit import (
     AttentionBlock,
     ConvNorm,
@@ -111,14 +115,20 @@ class FusedTinyViT:
             first, _, second = encoder.patch_embed.seq
             assert isinstance(first, ConvNorm)
             assert isinstance(second, ConvNorm)
-            self._stem = [self._layer(first), self._layer(second)]
+            self._stem = [self._layer(part, dtype=torch.float32) for part in (first, second)]
             self._stages: list[tuple[list[_Convolutions | _Attention], _Convolutions | None]] = []
+            given: Moments | None = Moments.behind(second.bn)
             for stage in encoder.layers:
                 assert isinstance(stage, Stage)
-                blocks = [self._block(block) for block in stage.blocks]
+                blocks = []
+                for block in stage.blocks:
+                    made, given = self._block(block, given)
+                    blocks.append(made)
                 down = stage.downsample
                 assert down is None or isinstance(down, PatchMerging)
-                merging = None if down is None else self._convolutions(down)
+                merging = None
+                if down is not None:
+                    merging, given = self._convolutions(down, given)
                 self._stages.append((blocks, merging))
             reduce, first_norm, mix, second_norm = encoder.neck
             self._neck = (
@@ -144,7 +154,12 @@ class FusedTinyViT:
 
     def __call__(self, image: Tensor, controller: FusedController) -> Tensor:
         """Embed images `[B, 3, S, S]` to `[B, 256, E, E]`, channels last in memory."""
-        x = image.to(self.dtype).permute(0, 2, 3, 1)
+        # each layer has its type already
+        with torch.autocast(image.device.type, enabled=False):
+            return self._embed(image, controller)
+
+    def _embed(self, image: Tensor, controller: FusedController) -> Tensor:
+        x = image.float().permute(0, 2, 3, 1)
         x = self._stem[1](_gelu(self._stem[0](x)))
         fused = iter(controller)
         for blocks, merging in self._stages:
@@ -163,44 +178,66 @@ class FusedTinyViT:
     def _pair(self, norm: torch.nn.Module) -> tuple[Tensor, Tensor]:
         return self._cast(norm.weight), self._cast(norm.bias)  # type: ignore[arg-type]
 
-    def _layer(self, layer: ConvNorm) -> Linear | Convolution:
-        """Convolution and batch norm as one; a product where the kernel is 1x1."""
+    def _layer(
+        self,
+        layer: ConvNorm,
+        given: Moments | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Linear | Convolution:
+        """Convolution and batch norm as one, for what it is given; a product for kernels of 1x1."""
         mean, variance = layer.bn.running_mean, layer.bn.running_var
         assert mean is not None
         assert variance is not None
         weight = layer.c.weight.double()
         scale = layer.bn.weight.double() / (variance.double() + layer.bn.eps).sqrt()
         bias = layer.bn.bias.double() - mean.double() * scale
-        return self._convolution(layer.c, weight * scale[:, None, None, None], bias)
+        weight = weight * scale[:, None, None, None]
+        mean = None if given is None else given.mean[:, None, None]
+        if mean is not None and layer.c.groups > 1:
+            mean = mean[:, None]
+        return self._convolution(layer.c, *rounded(weight, bias, mean, dtype or self.dtype))
 
     def _plain(self, layer: torch.nn.Module) -> Linear | Convolution:
         assert isinstance(layer, torch.nn.Conv2d)
-        return self._convolution(layer, layer.weight, layer.weight.new_zeros(len(layer.weight)))
+        bias = layer.weight.new_zeros(len(layer.weight))
+        return self._convolution(layer, self._cast(layer.weight), self._cast(bias))
 
     def _convolution(
         self, layer: torch.nn.Conv2d, weight: Tensor, bias: Tensor
     ) -> Linear | Convolution:
         if layer.kernel_size == (1, 1) and layer.stride == (1, 1):
-            return Linear(self._cast(weight[:, :, 0, 0]), self._cast(bias))
+            return Linear(weight.detach()[:, :, 0, 0].contiguous(), bias.detach())
         return Convolution(
-            self._cast(weight).contiguous(memory_format=torch.channels_last),
-            self._cast(bias),
+            weight.detach().contiguous(memory_format=torch.channels_last),
+            bias.detach(),
             layer.stride[0],
             layer.kernel_size[0] // 2,
             layer.groups,
         )
 
-    def _convolutions(self, block: MBConv | PatchMerging) -> _Convolutions:
-        layers = [self._layer(part) for part in (block.conv1, block.conv2, block.conv3)]
-        expand, mix, reduce = layers
+    def _convolutions(
+        self, block: MBConv | PatchMerging, given: Moments | None
+    ) -> tuple[_Convolutions, Moments | None]:
+        """The fused block, for what it is given, and what it gives."""
+        parts = (block.conv1, block.conv2, block.conv3)
+        first, second, out = (Moments.behind(part.bn) for part in parts)
+        expand = self._layer(block.conv1, given)
+        mix = self._layer(block.conv2, first.gelu())
+        reduce = self._layer(block.conv3, second.gelu())
         assert isinstance(expand, Linear)
         assert isinstance(mix, Convolution)
         assert isinstance(reduce, Linear)
-        return _Convolutions(expand, mix, reduce, residual=isinstance(block, MBConv))
+        residual = isinstance(block, MBConv)
+        gives: Moments | None = out
+        if residual:
+            gives = None if given is None else given.plus(out).gelu()
+        return _Convolutions(expand, mix, reduce, residual), gives
 
-    def _block(self, block: torch.nn.Module) -> _Convolutions | _Attention:
+    def _block(
+        self, block: torch.nn.Module, given: Moments | None
+    ) -> tuple[_Convolutions | _Attention, Moments | None]:
         if isinstance(block, MBConv):
-            return self._convolutions(block)
+            return self._convolutions(block, given)
         assert isinstance(block, AttentionBlock)
         attention = block.attn
         dim = attention.proj.in_features
@@ -209,13 +246,15 @@ class FusedTinyViT:
         qkv = _normed(attention.qkv, attention.norm)
         local = self._layer(block.local_conv)
         assert isinstance(local, Convolution)
-        return _Attention(
+        fused = _Attention(
             attention.heads,
             block.window,
             self._linear(qkv[0][order], qkv[1][order]),
             self._linear(attention.proj.weight, attention.proj.bias),
             local,
         )
+        # no batch norm tells of what attention and MLPs add
+        return fused, None
 
     def _linear(self, weight: Tensor, bias: Tensor) -> Linear:
         return Linear(self._cast(weight), self._cast(bias))
@@ -262,7 +301,7 @@ class _Convolutions(NamedTuple):
         )
 
     def _over(self, grid: Tensor, own: Tensor, edges: tuple[int, int]) -> Tensor:
-        inner = _gelu(self.expand(grid))
+        inner = _gelu(self.expand(grid.to(self.expand.weight.dtype)))
         # zeros around the expanded grid, at the image's edges only
         if edges != (1, 1):
             inner = F.pad(inner, (0, 0, 0, 0, *edges))
@@ -270,7 +309,8 @@ class _Convolutions(NamedTuple):
         else:
             inner = self.mix(inner)
         out = self.reduce(_gelu(inner))
-        return _gelu(out.add_(own)) if self.residual else out
+        # the sum has the type of what it is added to: float32 in the first stage
+        return _gelu(own + out) if self.residual else out
 
 
 class _Attention(NamedTuple):
