@@ -181,6 +181,8 @@ def check_device(_setting: Setting) -> Iterable[Finding]:
     """What is computed on, and whether it has memory enough."""
     import torch
 
+    from esp_medsam_app.inference.device import autocast_type
+
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
@@ -202,6 +204,10 @@ def check_device(_setting: Setting) -> Iterable[Finding]:
     elif memory is not None and memory < _LITTLE_MEMORY:
         remedy = "Close other programs; give --batch-size 1"
         yield Finding("device", "warning", f"{found}; that is little", remedy)
+    elif autocast_type(torch.device("cpu")) is None:
+        slow = "no GPU and no bfloat16, so that a slice takes more than a second"
+        faster = "--profile compact or --runtime openvino make it faster"
+        yield Finding("device", "ok", f"{found}; {slow}; {faster}")
     else:
         yield Finding("device", "ok", f"{found}; no GPU, so that a slice takes about a second")
 

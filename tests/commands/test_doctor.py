@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from esp_medsam_app import diagnosis
 from esp_medsam_app.commands import doctor
 from esp_medsam_app.diagnosis import Finding, Setting
 from esp_medsam_app.errors import WeightsError
+from esp_medsam_app.inference import device
 from esp_medsam_app.installation import Need
 from esp_medsam_app.samples import build_sample_data
 
@@ -183,6 +185,16 @@ def test_missing_bundle_is_a_failed_check_not_a_crash(
     assert findings["weights"].state == "failed"
     assert "bundle.json" in findings["weights"].found
     assert findings["sample data"].state == "warning"
+
+
+def test_a_cpu_without_bfloat16_is_told_what_is_faster(
+    monkeypatch: pytest.MonkeyPatch, setting: Setting
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "_cpu_multiplies_bfloat16", lambda: False)
+    assert "--profile compact" in only(diagnosis.check_device(setting)).found
+    monkeypatch.setattr(device, "_cpu_multiplies_bfloat16", lambda: True)
+    assert "compact" not in only(diagnosis.check_device(setting)).found
 
 
 def test_missing_and_broken_dcmqi_fail(
