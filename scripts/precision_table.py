@@ -13,8 +13,11 @@ from typing import Any
 
 
 def main(work: Path, first: str, *others: str) -> None:
-    """A row a modality: Dice of the first way, mean and largest difference of each other."""
-    rows = sorted(file.stem.removesuffix(f"_{first}") for file in work.glob(f"*_{first}.json"))
+    """A row a modality that has all: Dice of the first way, mean and largest difference of each."""
+    begun = sorted(file.stem.removesuffix(f"_{first}") for file in work.glob(f"*_{first}.json"))
+    rows = [
+        name for name in begun if all((work / f"{name}_{way}.json").is_file() for way in others)
+    ]
     if not rows:
         sys.exit(f"{work}: no reports of scripts/precisions.sh here")
     print(f"| modality (val cases) | Dice, {first} | " + " | ".join(others) + " |")
