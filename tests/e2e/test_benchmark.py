@@ -20,7 +20,7 @@ def test_benchmark_of_everything(
     done = command_line(
         "benchmark", "--quick", "--rounds", 1, "--volume", "--slices", 3, "--http",
         "--json", report, "--bundle", bundle, "--modality", "microscopy_nuclei",
-        "--device", "cpu", "--no-memory",
+        "--device", "cpu", "--no-memory", "--precision", "float32", "--precision", "bfloat16",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for told in ("x plain", "TFLOP/s", "slices/s", "again"):

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "starter_figures.py"
-# Processors differ in how they round bfloat16, and some compute in float32.
+# Processors differ in the order of their sums.
 DICE, SHARE = 0.01, 0.01
 
 

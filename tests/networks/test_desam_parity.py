@@ -3,8 +3,9 @@
 The reference outputs are not part of this repository; see test_official_parity.py. Here the files
 are `fill.py`, `desam_vit_b_state_dict.json` and `desam_golden.npz`.
 
-With two threads, as the reference was made, ours is equal to the last bit; with another number sums
-are taken in another order, which this network of random weights makes 3e-4 of.
+With two threads, on the kind of processor that made the reference, ours is equal to the last bit;
+elsewhere sums are taken in another order, which this network of random weights makes 3e-4 and more
+of: what rounding explains is allowed (`support.parity`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.parity import exact, reach, relative_error
 from torch import nn
 
 from esp_medsam_app.networks import DeSam
@@ -81,10 +83,19 @@ def test_masks_and_iou(network: DeSam, features: Features, prompt: str) -> None:
     with torch.inference_mode():
         tokens = network.whole_box() if box else network.points(torch.tensor([[300.0, 500.0]]))
         output: DeSamOutput = network(features, "official", tokens)
+        inner, embedding = features
+        shallow, middle, deep = (each.double() for each in inner)
+        precise = Features((shallow, middle, deep), embedding.double())
+        in_float64: DeSamOutput = exact(network)(precise, "official", tokens.double())
+    # else this would pass whatever the masks are
+    assert relative_error(output.mask_logits, in_float64.mask_logits) < 5e-3
     with np.load(PARITY / "desam_golden.npz") as golden:
-        for found, expected in (
-            (output.mask_logits[0, 0, ::2, ::2], golden[f"{prompt}_mask_logits_stride2"]),
-            (output.iou[0], golden[f"{prompt}_iou"]),
+        for found, precisely, expected in (
+            (
+                output.mask_logits[0, 0, ::2, ::2],
+                in_float64.mask_logits[0, 0, ::2, ::2],
+                golden[f"{prompt}_mask_logits_stride2"],
+            ),
+            (output.iou[0], in_float64.iou[0], golden[f"{prompt}_iou"]),
         ):
-            error = np.linalg.norm(found.numpy() - expected) / np.linalg.norm(expected)
-            assert error < 1e-4
+            assert relative_error(found, expected) < reach(found, precisely)

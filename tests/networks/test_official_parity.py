@@ -6,7 +6,8 @@ The reference outputs are not part of this repository. The folder that holds the
 
 The filled network amplifies rounding errors about 1500 times on the way through its decoder:
 fused attention or a channels-last layout, each exact to 1e-6 by itself, shows as 1e-3 in the
-masks. Passing at 1e-4 therefore needs the very operations of the original, in their order.
+masks. Passing at 1e-4 therefore needs the very operations of the original, in their order. Where
+the processor takes sums in another one, what rounding explains is allowed (`support.parity`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.parity import NEAR, exact, reach, relative_error
 
 from esp_medsam_app.networks import EspMedSam, Segmentation
 from esp_medsam_app.weights import load_official_checkpoint
@@ -33,10 +35,6 @@ pytestmark = [
         reason="no reference outputs on this machine",
     ),
 ]
-
-
-def relative_error(found: torch.Tensor, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found.numpy() - expected) / np.linalg.norm(expected))
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +76,44 @@ def output(network: EspMedSam, image: torch.Tensor) -> Segmentation:
         return network(image)
 
 
+@pytest.fixture(scope="module")
+def in_float64(network: EspMedSam, image: torch.Tensor) -> Segmentation:
+    with torch.inference_mode():
+        return exact(network)(image.double())
+
+
+def test_rounding_explains_little(output: Segmentation, in_float64: Segmentation) -> None:
+    """Else the tests below would pass whatever the masks are."""
+    assert relative_error(output.mask_logits, in_float64.mask_logits) < 5e-3
+
+
 def test_embedding_and_patches(output: Segmentation, golden: dict[str, np.ndarray]) -> None:
     embedding = output.image_embedding[0, :, ::8, ::8]
-    assert relative_error(embedding, golden["image_embeddings_stride8"]) < 1e-4
-    assert relative_error(output.patch_logits[0, 0], golden["patch_logits"]) < 1e-4
+    assert relative_error(embedding, golden["image_embeddings_stride8"]) < NEAR
+    assert relative_error(output.patch_logits[0, 0], golden["patch_logits"]) < NEAR
 
 
 @pytest.mark.parametrize("query", range(len(OFFICIAL_QUERIES)))
-def test_masks(query: int, output: Segmentation, golden: dict[str, np.ndarray]) -> None:
+def test_masks(
+    query: int,
+    output: Segmentation,
+    in_float64: Segmentation,
+    golden: dict[str, np.ndarray],
+) -> None:
     masks = output.mask_logits[0, query, ::8, ::8]
-    assert relative_error(masks, golden[f"mask_logits_{query}_stride8"]) < 1e-4
+    allowed = reach(masks, in_float64.mask_logits[0, query, ::8, ::8])
+    assert relative_error(masks, golden[f"mask_logits_{query}_stride8"]) < allowed
 
 
 def test_single_query(
-    network: EspMedSam, output: Segmentation, golden: dict[str, np.ndarray]
+    network: EspMedSam,
+    output: Segmentation,
+    in_float64: Segmentation,
+    golden: dict[str, np.ndarray],
 ) -> None:
     with torch.inference_mode():
         mask, _ = network.decode(output.image_embedding, "official", query=3)
     assert mask.shape == (1, 1, 256, 256)
     full = torch.nn.functional.interpolate(mask, (1024, 1024), mode="bilinear")[0, 0, ::8, ::8]
-    assert relative_error(full, golden["mask_logits_3_stride8"]) < 1e-4
+    allowed = reach(full, in_float64.mask_logits[0, 3, ::8, ::8])
+    assert relative_error(full, golden["mask_logits_3_stride8"]) < allowed

@@ -15,7 +15,7 @@ from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.esp_medsam import Design
 from esp_medsam_app.training import optimisation
-from esp_medsam_app.training.inputs import embed_from, features_of, make_views
+from esp_medsam_app.training.inputs import embed_from, features_of, make_views, placed
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.record import claim_work
 from esp_medsam_app.training.starting import new_network
@@ -210,7 +210,7 @@ def test_controllers_before_the_cached_stage_act_in_what_is_cached(
     kept, _ = features_of(network, views, recipe, place)["disc"]
     image = views["disc"][0][0].unsqueeze(0)
     with torch.no_grad(), autocast(torch.device("cpu")):
-        resumed = embed_from(network, kept[:1], 2, "disc").float()
+        resumed = embed_from(network, placed(kept[:1], image.device), 2, "disc").float()
         whole = network.embed(image, "disc").float()
         plain = network.encoder(image).float()
     assert torch.allclose(resumed, whole, atol=0.05, rtol=0.05)
