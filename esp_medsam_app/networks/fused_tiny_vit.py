@@ -192,10 +192,10 @@ class FusedTinyViT:
         scale = layer.bn.weight.double() / (variance.double() + layer.bn.eps).sqrt()
         bias = layer.bn.bias.double() - mean.double() * scale
         weight = weight * scale[:, None, None, None]
-        mean = None if given is None else given.mean[:, None, None]
-        if mean is not None and layer.c.groups > 1:
-            mean = mean[:, None]
-        return self._convolution(layer.c, *rounded(weight, bias, mean, dtype or self.dtype))
+        inputs = None if given is None else given.mean[:, None, None]
+        if inputs is not None and layer.c.groups > 1:
+            inputs = inputs[:, None]
+        return self._convolution(layer.c, *rounded(weight, bias, inputs, dtype or self.dtype))
 
     def _plain(self, layer: torch.nn.Module) -> Linear | Convolution:
         assert isinstance(layer, torch.nn.Conv2d)
@@ -206,10 +206,10 @@ class FusedTinyViT:
         self, layer: torch.nn.Conv2d, weight: Tensor, bias: Tensor
     ) -> Linear | Convolution:
         if layer.kernel_size == (1, 1) and layer.stride == (1, 1):
-            return Linear(weight.detach()[:, :, 0, 0].contiguous(), bias.detach())
+            return Linear(weight[:, :, 0, 0].contiguous(), bias)
         return Convolution(
-            weight.detach().contiguous(memory_format=torch.channels_last),
-            bias.detach(),
+            weight.contiguous(memory_format=torch.channels_last),
+            bias,
             layer.stride[0],
             layer.kernel_size[0] // 2,
             layer.groups,
@@ -310,7 +310,7 @@ class _Convolutions(NamedTuple):
             inner = self.mix(inner)
         out = self.reduce(_gelu(inner))
         # the sum has the type of what it is added to: float32 in the first stage
-        return _gelu(own + out) if self.residual else out
+        return _gelu(out.to(own.dtype).add_(own)) if self.residual else out
 
 
 class _Attention(NamedTuple):

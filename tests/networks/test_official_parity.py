@@ -6,8 +6,8 @@ The reference outputs are not part of this repository. The folder that holds the
 
 The filled network amplifies rounding errors about 1500 times on the way through its decoder:
 fused attention or a channels-last layout, each exact to 1e-6 by itself, shows as 1e-3 in the
-masks. Passing at 1e-4 therefore needs the very operations of the original, in their order. Where
-the processor takes sums in another one, what rounding explains is allowed (`support.parity`).
+masks. Passing at 1e-4 needs the very operations of the original, in their order; as processors take
+sums in different ones, what rounding explains is allowed in the masks (`support.parity`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How near to reference outputs a network of random weights can come.
 
-Such networks amplify rounding a thousand times and more. On the kind of processor that made the
-references, and with its number of threads, ours are equal to 1e-4 and better; on another one sums
-are taken in another order, and the references' own rounding shows. How much that is at most tells
-the same network in float64.
+Such networks amplify rounding a thousand times and more. On a processor of another kind than that
+of the references sums are taken in another order, and the references' own rounding shows. How much
+that is at most tells the same network in float64. It is allowed on every processor, as none says of
+itself whether it is of that kind.
 """
 
 from __future__ import annotations
