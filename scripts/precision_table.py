@@ -1,7 +1,8 @@
 """Print the table of scripts/precisions.sh.
 
 Arguments: the work folder and the ways, `fast_float32 fast_bfloat16`; the first is what the others
-are compared with, case by case. Differences are in points of Dice, hundredths.
+are compared with, case by case. Differences are in points of Dice, hundredths: their mean, its 95 %
+bootstrap interval, and the largest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from esp_medsam_app.evaluation.metrics import bootstrap_interval
 
 
 def main(work: Path, first: str, *others: str) -> None:
@@ -30,7 +33,10 @@ def main(work: Path, first: str, *others: str) -> None:
             assert other.keys() == own.keys(), (modality, way)
             differences = [100 * (other[name] - own[name]) for name in own]
             worst = max(differences, key=abs)
-            cells.append(f"{_mean(differences):+.2f} (one case {worst:+.2f})")
+            low, high = bootstrap_interval(differences) or (worst, worst)
+            cells.append(
+                f"{_mean(differences):+.2f} ({low:+.2f} to {high:+.2f}; one case {worst:+.2f})"
+            )
         print("| " + " | ".join(cells) + " |")
 
 
