@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,8 +32,7 @@ from esp_medsam_app.data.dicom_seg_reading import (
 from esp_medsam_app.data.dicom_seg_writing import no_patient_space
 from esp_medsam_app.data.formats import is_dicom_file
 from esp_medsam_app.data.image import Grid
-from esp_medsam_app.data.reading import read_image
-from esp_medsam_app.data.writing import write_image, write_label_map
+from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import (
     EspMedSamError,
     InputError,
@@ -43,28 +40,27 @@ from esp_medsam_app.errors import (
     UnreachableError,
 )
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore, checked_tag
 from esp_medsam_app.server.pacs.archive_index import ArchiveIndex, Series
+from esp_medsam_app.server.pacs.archived_labels import INSTANCE, ArchivedLabels
 from esp_medsam_app.server.pacs.client import PacsClient, is_default
+from esp_medsam_app.server.pacs.conversions import Conversions
 from esp_medsam_app.server.pacs.outbox import Outbox
 from esp_medsam_app.server.pacs.pointers import SUFFIX, Place, grid_of, place_of, pointer
 from esp_medsam_app.server.pacs.seen import SeenSegmentations
-from esp_medsam_app.server.pacs.segments import algorithm_of, segmentation
+from esp_medsam_app.server.pacs.segments import (
+    algorithm_of,
+    segmentation,
+    submitted_segmentation,
+)
 from esp_medsam_app.server.pacs.series_cache import GIGABYTE, CachedSeries, SeriesCache
 from esp_medsam_app.server.submitted_labels import (
     SubmittedLabels,
-    match_name,
-    modality_of_names,
-    stored_names,
-    told_modality,
 )
 from esp_medsam_app.weights.integrity import sha256_of
 
 FINAL = str(DefaultLabelTag.FINAL.value)
-# In a label's info: the DICOM SEG in the PACS that it is, or was made from.
-INSTANCE = "SOPInstanceUID"
 # In a label's info: why it is on this server only.
 NOT_STORED = "not_in_pacs"
 # In a label's info: which of all submissions it is.
@@ -135,7 +131,8 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         )
         self.outbox = Outbox(folder / "outbox", self._send, self._refused)
         self._seen = SeenSegmentations(folder / "seen_segmentations.txt")
-        self._root = folder
+        self._archived = ArchivedLabels(self.index, self.cache, self._seen, labels.models)
+        self._conversions = Conversions(folder / "converted", self.cache.folder)
         super().__init__(
             str(folder),
             labels,
@@ -314,7 +311,11 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """A label's info; of a newer one in the PACS, what is known without fetching it."""
         head = self._newer(label_id) if _is_final(label_tag) else None
-        return super().get_label_info(label_id, label_tag) if head is None else self._info(head)
+        return (
+            super().get_label_info(label_id, label_tag)
+            if head is None
+            else self._archived.info(head)
+        )
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """The tags of an image's labels."""
@@ -364,8 +365,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         place = place_of(label_id)
         if _is_final(label_tag) and place is not None:
             remote = self._newer(label_id)
-            heads = self.index.snapshot().segmentations.get(place.series, ())
-            self._seen.add(head.instance for head in heads)
+            self._seen.add(head.instance for head in self._archived.of_series(place.series))
             if remote is not None and not super().get_labels_by_image_id(label_id).get(FINAL):
                 return
         super().remove_label(label_id, label_tag)
@@ -385,7 +385,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             UnreachableError: the image is not here, and the PACS does not answer.
         """
         head = head_of(dataset)
-        if self._modality_of(head) is None:
+        if self._archived.modality(head) is None:
             raise InputError(
                 f"no model has all the labels {', '.join(map(repr, head.names.values()))}",
                 remedy="Name each segment as the model that was run does",
@@ -563,27 +563,8 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         assert grid is not None
         return grid
 
-    def _file_of(self, image_id: str) -> Path:
-        return self._root / "converted" / image_id
-
     def _converted(self, image_id: str) -> Path:
-        folder = self.original(image_id)
-        stem = self._file_of(image_id)
-        for suffix in (".nii.gz", ".png"):
-            file = stem.with_name(f"{image_id}{suffix}")
-            if file.is_file() and file.stat().st_mtime >= folder.stat().st_mtime:
-                os.utime(file)
-                return file
-        self._forget_conversions()
-        return write_image(stem, read_image(folder))
-
-    def _forget_conversions(self) -> None:
-        """Files of series that are not here any more can be made again."""
-        folder = self._root / "converted"
-        for file in folder.iterdir() if folder.is_dir() else ():
-            place = place_of(file.name.removesuffix(".nii.gz").removesuffix(".png"))
-            if place is None or not (self.cache.folder / place.series).is_dir():
-                file.unlink(missing_ok=True)
+        return self._conversions.file(image_id, self.original(image_id))
 
     # --- labels, in detail ------------------------------------------------------------------
 
@@ -603,9 +584,9 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         if is_dicom_file(file):
             dataset = read_segmentation_file(file)
             head = head_of(dataset)
-            labels = labels_on(dataset, self._grid(image_id))
-            named = {**info, "label_info": _entries(self._names_of(head))}
             grid = self._grid(image_id)
+            labels = labels_on(dataset, grid)
+            named = {**info, "label_info": self._archived.entries(head)}
             return write_label_map(folder / "label.nii.gz", labels, grid), named
         return file, info
 
@@ -614,42 +595,10 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         place = place_of(image_id)
         if place is None:
             return None
-        heads = self.index.snapshot().segmentations.get(place.series, ())
-        if not heads:
-            return None
         entry = self._datastore.objects.get(image_id)
         label = entry.labels.get(FINAL) if entry is not None else None
-        since = float(label.info.get("ts", 0)) if label is not None else 0.0
-        for head in reversed(heads):
-            if (
-                head.instance not in self._seen
-                and not head.automatic
-                and self._modality_of(head) is not None
-                and (label is None or _seconds(head.created) > since)
-                and (place.number is None or self._refers_to(head, place))
-            ):
-                return head
-        return None
-
-    def _modality_of(self, head: SegmentationHead) -> Modality | None:
-        return modality_of_names(set(self._names_of(head).values()), self._models().values())
-
-    def _names_of(self, head: SegmentationHead) -> Mapping[int, str]:
-        """Of its segments; of those drawn if only these are labels of one model.
-
-        OHIF describes the labels of all models that it knows, whichever of them was run.
-        """
-        names = (head.names, head.drawn)
-        models = self._models().values()
-        fitting = (one for one in names if modality_of_names(set(one.values()), models) is not None)
-        return next(fitting, head.names)
-
-    def _refers_to(self, head: SegmentationHead, place: Place) -> bool:
-        cached = self.cache.find(place.series)
-        if cached is None or place.number is None or place.number > len(cached.parts):
-            return False
-        files = cached.parts[place.number - 1].files
-        return any(f"{instance}.dcm" in files for instance in head.instances)
+        since = float(label.info.get("ts", 0)) if label is not None else None
+        return self._archived.newest(place, since)
 
     def _image_of(self, head: SegmentationHead, uid: str) -> str:
         place = Place(uid, None)
@@ -659,20 +608,9 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         if len(ids) == 1:
             return ids[0]
         for image in ids:
-            if self._refers_to(head, self._place(image)):
+            if self._archived.refers_to(head, self._place(image)):
                 return image
         raise InputError("the segmentation does not tell which image of the series it is of")
-
-    def _info(self, head: SegmentationHead) -> dict[str, Any]:
-        modality = self._modality_of(head)
-        labels = modality.labels if modality is not None else {}
-        matched = [match_name(name, labels) for name in self._names_of(head).values()]
-        return {
-            "label_info": [{"name": name, "idx": labels[name]} for name in matched if name],
-            "SeriesInstanceUID": head.series,
-            "StudyInstanceUID": head.study,
-            INSTANCE: head.instance,
-        }
 
     def _take_newest_if_possible(self, image_id: str) -> None:
         try:
@@ -701,12 +639,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         self.original(image_id)
         grid = self._grid(image_id)
         labels = labels_on(dataset, grid)
-        info = {
-            "label_info": _entries(self._names_of(head)),
-            "SeriesInstanceUID": head.series,
-            "StudyInstanceUID": head.study,
-            INSTANCE: head.instance,
-        }
+        info = {"label_info": self._archived.entries(head), **self._archived.origin(head)}
         with tempfile.TemporaryDirectory(prefix="esp_medsam_") as folder:
             file = write_label_map(Path(folder) / "label.nii.gz", labels, grid)
             with self._prepare(file, self._pointer(image_id), info) as (prepared, told):
@@ -721,35 +654,17 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             return
         info = dict(label.info)
         file = Path(str(LocalDatastore.get_label_uri(self, image_id, FINAL)))
-        models = self._models()
-        names = stored_names(info)
-        modality = models.get(str(info.get("model")))
-        if modality is None and (told := told_modality(info)) is not None:
-            modality = models.get(model_name(told))
-        if modality is None:
-            modality = modality_of_names(set(names.values()), models.values())
-        # the same submission gets the same UID: sent twice, it is in the PACS once
         submission = str(info.get(_SUBMISSION))
-        instance = generate_uid(entropy_srcs=[image_id, submission, sha256_of(file)])
-        version = (
-            info.get("params", {}).get("version") if isinstance(info.get("params"), dict) else 0
-        )
-        origin = algorithm_of(
-            modality.name if modality is not None and info.get("model") else "",
-            version.get("number") if isinstance(version, Mapping) else None,
-            corrected=True,
-            person=str(info.get("user") or ""),
-        )
-        number = 1000 + len(self.label_versions(image_id, FINAL))
-        dataset = segmentation(
+        dataset = submitted_segmentation(
             self.original(image_id),
             file,
-            names,
-            modality,
-            origin,
-            series_number=number,
-            instance_uid=instance,
+            info,
+            self._models(),
+            # the same submission gets the same UID: sent twice, it is in the PACS once
+            instance_uid=generate_uid(entropy_srcs=[image_id, submission, sha256_of(file)]),
+            series_number=1000 + len(self.label_versions(image_id, FINAL)),
         )
+        instance = str(dataset.SOPInstanceUID)
         self._seen.add([instance])
         self.client.store(dataset)
         sent = {
@@ -789,20 +704,6 @@ def _unknown(image_id: Any) -> UnknownNameError:
         f"there is no image {image_id!r} in the PACS",
         remedy="GET /datastore/?output=all and the study list tell which there are",
     )
-
-
-def _entries(names: Mapping[int, str]) -> list[dict[str, Any]]:
-    return [{"name": name, "idx": number} for number, name in sorted(names.items())]
-
-
-def _seconds(created: str) -> float:
-    """Unix time of DICOM's date and time, taken for this server's own; 0 if there is none."""
-    for pattern, length in (("%Y%m%d%H%M%S", 14), ("%Y%m%d", 8)):
-        try:
-            return datetime.strptime(created[:length], pattern).timestamp() + 0.999
-        except ValueError:
-            continue
-    return 0.0
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,13 @@ from esp_medsam_app.errors import InputError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.modalities.catalogue import term_of
 from esp_medsam_app.modalities.terms import Code, Term, unspecified_term
-from esp_medsam_app.server.submitted_labels import renumber
+from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.submitted_labels import (
+    modality_of_names,
+    renumber,
+    stored_names,
+    told_modality,
+)
 
 _ALGORITHM = "ESP-MedSAM"
 
@@ -69,6 +76,52 @@ def segmentation(
         segments,
         origin,
         description=f"{_ALGORITHM}: {title}",
+        series_number=series_number,
+        instance_uid=instance_uid,
+    )
+
+
+def submitted_segmentation(
+    folder: Path,
+    label: Path,
+    info: Mapping[str, Any],
+    models: Mapping[str, Modality],
+    *,
+    series_number: int,
+    instance_uid: str,
+) -> Dataset:
+    """A label that somebody submitted, as a DICOM segmentation of its image.
+
+    Args:
+        folder: of the image's instances, or its only file.
+        label: file of the label map.
+        info: what the datastore knows of the label: model, version, user, names.
+        models: the modality of each model of the server, by the model's name.
+        series_number: of the segmentation's series.
+        instance_uid: of its instance.
+
+    Raises:
+        InputError: as `segmentation`.
+    """
+    names = stored_names(info)
+    modality = models.get(str(info.get("model")))
+    if modality is None and (told := told_modality(info)) is not None:
+        modality = models.get(model_name(told))
+    if modality is None:
+        modality = modality_of_names(set(names.values()), models.values())
+    version = info.get("params", {}).get("version") if isinstance(info.get("params"), dict) else 0
+    origin = algorithm_of(
+        modality.name if modality is not None and info.get("model") else "",
+        version.get("number") if isinstance(version, Mapping) else None,
+        corrected=True,
+        person=str(info.get("user") or ""),
+    )
+    return segmentation(
+        folder,
+        label,
+        names,
+        modality,
+        origin,
         series_number=series_number,
         instance_uid=instance_uid,
     )

@@ -13,7 +13,8 @@ from support.pacs_stores import MakeStore, WriteLabel
 
 from esp_medsam_app.data.dicom_seg_reading import labels_on
 from esp_medsam_app.data.reading import read_image
-from esp_medsam_app.server.pacs.datastore import INSTANCE, PacsDatastore
+from esp_medsam_app.server.pacs.archived_labels import INSTANCE
+from esp_medsam_app.server.pacs.datastore import PacsDatastore
 
 LIVER = {"label_info": [{"name": "liver"}], "model": "esp_medsam_ct_organs"}
 SPLEEN = {"label_info": [{"name": "spleen"}], "model": "esp_medsam_ct_organs"}

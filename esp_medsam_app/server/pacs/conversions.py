@@ -1,0 +1,47 @@
+"""Files that viewers download in place of an image's instances."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from esp_medsam_app.data.reading import read_image
+from esp_medsam_app.data.writing import write_image
+from esp_medsam_app.server.pacs.pointers import place_of
+
+_SUFFIXES = (".nii.gz", ".png")
+
+
+class Conversions:
+    """NIfTI and PNG files of images, made when they are asked for.
+
+    Args:
+        folder: that holds them.
+        series: the folder of the series' instances; files of others than these may go.
+    """
+
+    def __init__(self, folder: Path, series: Path) -> None:
+        self._folder = folder
+        self._series = series
+
+    def file(self, image_id: str, instances: Path) -> Path:
+        """The file of an image, made anew where its instances are younger.
+
+        Raises:
+            InputError: the instances are no image that viewers can show.
+        """
+        for suffix in _SUFFIXES:
+            file = self._folder / f"{image_id}{suffix}"
+            if file.is_file() and file.stat().st_mtime >= instances.stat().st_mtime:
+                os.utime(file)
+                return file
+        self._forget()
+        return write_image(self._folder / image_id, read_image(instances))
+
+    def _forget(self) -> None:
+        """Files of series that are not here any more can be made again."""
+        for file in self._folder.iterdir() if self._folder.is_dir() else ():
+            stem = next((file.name.removesuffix(s) for s in _SUFFIXES if file.name.endswith(s)), "")
+            place = place_of(stem)
+            if place is None or not (self._series / place.series).is_dir():
+                file.unlink(missing_ok=True)
