@@ -49,10 +49,12 @@ def train_desam_bundle(options: DeSamTraining) -> None:
         EspMedSamError: cases, recipe, encoder or bundle that cannot be used.
     """
     from esp_medsam_app.training.desam_recipe import DEFAULT_RECIPE, DeSamRecipe
+    from esp_medsam_app.training.desam_regions import smallest_regions
     from esp_medsam_app.training.desam_trainer import train_desam
     from esp_medsam_app.training.record import claim_work, describe
     from esp_medsam_app.weights.desam_bundle import load_desam, save_desam
     from esp_medsam_app.weights.desam_encoders import encoder_facts
+    from esp_medsam_app.weights.desam_prompts import MaskRules
 
     modalities, folders, pairs = find_cases(options.data, options.leave_out)
     changes = recipe_changes(options.changes, options.seed)
@@ -66,6 +68,7 @@ def train_desam_bundle(options: DeSamTraining) -> None:
             remedy=f"Add --set 'prompts=[{', '.join(old.description.prompts)}]'",
         )
     facts = encoder_facts(encoder)
+    rules = old.description.rules if old is not None else MaskRules()
     claim_work(options.work, recipe, pairs, old, encoder=encoder)
     with surroundings(options.work, options.device, options.workers, options.slices_gb) as place:
         network = train_desam(
@@ -77,12 +80,16 @@ def train_desam_bundle(options: DeSamTraining) -> None:
             place=place,
             feature_bytes=int(options.features_gb * 2**30),
         )
+        regions = smallest_regions(
+            pairs, modalities, rules.smallest_region, tile=facts.tile, place=place
+        )
     if not place.processes.first:
         return
     learned = {modality.name: modality for modality in modalities}
     said = old.description if old is not None else None
     runs: list[Any] = said.training.get("runs", []) if said is not None else []
     scores = said.scores if said is not None else {}
+    kept = said.smallest_regions if said is not None else {}
     bundle = save_desam(
         options.output,
         network,
@@ -90,7 +97,8 @@ def train_desam_bundle(options: DeSamTraining) -> None:
         name=options.name,
         encoder=encoder,
         prompts=recipe.prompts,
-        rules=said.rules if said is not None else None,
+        rules=rules,
+        smallest_regions={k: v for k, v in kept.items() if k not in learned} | regions,
         training={"runs": [*runs, describe(recipe, pairs, folders, device=place.device)]},
         scores={key: score for key, score in scores.items() if key not in learned},
     )

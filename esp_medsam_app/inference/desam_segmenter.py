@@ -36,7 +36,7 @@ class DeSamSegmenter:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device by default.
         mode: how it is prompted; as it was trained by default.
-        rules: from prompts to masks; the bundle's by default.
+        rules: from prompts to masks; the bundle's of each modality by default.
         precision: `auto`, `float32`, `bfloat16`, `float16`; see `choose_precision`.
         beside: ESP-MedSAM on the same device. Where it stands on the same encoder, that is shared.
 
@@ -63,7 +63,7 @@ class DeSamSegmenter:
         self._precision = precision
         self._batch_size = batch_size
         self.mode = self._checked(mode)
-        self.rules = rules or bundle.description.rules
+        self._rules = rules
         self._turn = threading.Lock() if beside is None else beside.turn
         encoder = None
         if beside is not None:
@@ -107,8 +107,12 @@ class DeSamSegmenter:
         """
         other = copy.copy(self)
         other.mode = self._checked(mode) if mode is not None else self.mode
-        other.rules = rules or self.rules
+        other._rules = rules or self._rules
         return other
+
+    def rules(self, modality: str) -> MaskRules:
+        """From prompts to masks of a modality."""
+        return self._rules or self.bundle.rules(modality)
 
     def segment(
         self, image: MedicalImage, modality: str, *, on_slice: OnSlice | None = None
@@ -160,13 +164,13 @@ class DeSamSegmenter:
     def _run(self, tiles: Tensor, modality: str) -> Tensor:
         with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
             return prompted_masks(
-                self._network, tiles.to(self.device), modality, self.mode, self.rules
+                self._network, tiles.to(self.device), modality, self.mode, self.rules(modality)
             )
 
     def _on_cpu(self, modality: str) -> Run:
         """What runs a pass there; the weights are loaded for this image alone."""
         other = DeSamSegmenter(
-            self.bundle, device="cpu", mode=self.mode, rules=self.rules, precision=self._precision
+            self.bundle, device="cpu", mode=self.mode, rules=self._rules, precision=self._precision
         )
         return lambda tiles: other._run(tiles, modality)
 

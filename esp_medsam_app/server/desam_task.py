@@ -128,13 +128,13 @@ class DeSamInferTask(EspMedSamInferTask):
     ) -> None:
         bundle = segmenters.bundle
         assert isinstance(bundle, DeSamBundle)
-        said = bundle.description
+        said, rules = bundle.description, bundle.rules(modality.name)
         # what viewers offer; a list's first entry is the default
         shown: dict[str, Any] = {
             "prompt": list(said.prompts),
-            "points_per_side": said.rules.points_per_side,
-            "iou_threshold": said.rules.iou_threshold,
-            "smallest_region": said.rules.smallest_region,
+            "points_per_side": rules.points_per_side,
+            "iou_threshold": rules.iou_threshold,
+            "smallest_region": rules.smallest_region,
         }
         self.beside = segmenters.beside
         check_images = check_images and self.beside is not None
@@ -149,7 +149,9 @@ class DeSamInferTask(EspMedSamInferTask):
         """
         assert isinstance(segmenter, DeSamSegmenter)
         options = DeSamOptions.parse(request)
-        return segmenter.prompted(options.prompt, options.rules(segmenter.rules))
+        return segmenter.prompted(
+            options.prompt, options.rules(segmenter.rules(self.modality.name))
+        )
 
     def check(self, segmenter: Any, image: MedicalImage) -> None:
         """Raises InputError where an image looks, to ESP-MedSAM, like one of another modality."""

@@ -54,8 +54,8 @@ class DeSamTrainJob(TrainJob):
     def masks(self, network: Any, tiles: Tensor) -> Tensor:
         """Mask logits of tiles, on the path that serves."""
         assert isinstance(network, DeSam)
-        said = self.bundle.description
-        return prompted_masks(network, tiles, self.modality.name, said.prompts[0], said.rules)
+        name, first = self.modality.name, self.bundle.description.prompts[0]
+        return prompted_masks(network, tiles, name, first, self.bundle.rules(name))
 
     def prepared(self) -> DeSamTrainJob:
         """The job with the encoder's work done, and kept on disk."""

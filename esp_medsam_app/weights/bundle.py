@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -90,6 +90,8 @@ class BundleDescription(BaseModel):
         files: SHA-256 of every weight file, by path inside the bundle.
     """
 
+    # what is told of each modality, by its name
+    by_modality: ClassVar[tuple[str, ...]] = ("presence", "scores")
     model_config = ConfigDict(extra="forbid")
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
     name: str

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from safetensors.torch import save
@@ -56,11 +56,15 @@ class DeSamDescription(BundleDescription):
         model: tells it from ESP-MedSAM's.
         prompts: that it was trained with; the first is used unless another is asked for.
         rules: from prompts to masks.
+        smallest_regions: by modality, in place of the rules' `smallest_region`, where that would
+            spoil the labels that were learned from.
     """
 
+    by_modality: ClassVar[tuple[str, ...]] = (*BundleDescription.by_modality, "smallest_regions")
     model: Literal["desam"] = "desam"
     prompts: tuple[PromptMode, ...] = PROMPT_MODES
     rules: MaskRules = Field(default_factory=MaskRules)
+    smallest_regions: dict[str, int] = Field(default_factory=dict)
 
     @field_validator("prompts")
     @classmethod
@@ -85,6 +89,12 @@ class DeSamBundle(Bundle):
     def origin(self) -> str:
         """Where the encoder comes from, with its licence."""
         return encoder_origin(self.description.backbone.name)
+
+    def rules(self, name: str) -> MaskRules:
+        """From prompts to masks of a modality, which the bundle need not have."""
+        said = self.description
+        smallest = said.smallest_regions.get(name, said.rules.smallest_region)
+        return said.rules.model_copy(update={"smallest_region": smallest})
 
     def modality_file(self, name: str) -> str:
         """Path of a modality's decoder, inside the bundle."""
@@ -189,6 +199,7 @@ def save_desam(
     encoder: str,
     prompts: tuple[PromptMode, ...] = PROMPT_MODES,
     rules: MaskRules | None = None,
+    smallest_regions: dict[str, int] | None = None,
     training: dict[str, Any] | None = None,
     scores: dict[str, Any] | None = None,
 ) -> DeSamBundle:
@@ -215,6 +226,7 @@ def save_desam(
         modalities=modalities,
         prompts=prompts,
         rules=rules or MaskRules(),
+        smallest_regions=smallest_regions or {},
         training=training or {},
         scores=scores or {},
         files={file: sha256_of(folder / file) for file in files},

@@ -18,7 +18,7 @@ def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle
 
     All are of ESP-MedSAM, or all of DeSAM.
 
-    Scores, limits of presence and what is said of the training come along; the classifier is that
+    Scores, limits and what is said of the training come along; the classifier is that
     of the first that has one.
 
     Args:
@@ -57,8 +57,7 @@ def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle
             "name": name,
             "modalities": [part.modality(modality) for modality, part in known.items()],
             "training": {"runs": [run for part in parts for run in _runs(part)]},
-            "presence": {k: v for part in parts for k, v in part.description.presence.items()},
-            "scores": {k: v for part in parts for k, v in part.description.scores.items()},
+            **{field: _together(parts, field) for field in first.by_modality},
             "modality_classifier": None,
             "files": {file: part.description.files[file] for file, part in origins.items()},
         }
@@ -68,6 +67,11 @@ def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle
     for part in parts:
         bundle = carry_over(part, bundle)
     return bundle
+
+
+def _together(parts: Sequence[Bundle], field: str) -> dict[str, object]:
+    """What all tell of their modalities."""
+    return {k: v for part in parts for k, v in getattr(part.description, field).items()}
 
 
 def _runs(part: Bundle) -> list[object]:

@@ -47,6 +47,7 @@ def test_a_bundle_comes_out_segments_and_is_compared(
     assert told["recipe"]["seed"] == 4
     assert told["recipe"]["iou_weight"] == 10
     assert list(bundle.modalities) == ["dermoscopy"]
+    assert bundle.description.smallest_regions == {}
     capsys.readouterr()
 
     picture = cases / "images" / "a.png"
@@ -67,13 +68,19 @@ def test_a_bundle_comes_out_segments_and_is_compared(
     ]
     assert "grid of points" in capsys.readouterr().out
 
-    # it goes on with another modality, the first stays as it is
-    more = tmp_path / "more"
-    assert run("train", "--model", "desam", "--data", f"colonoscopy={cases}", "-o", more,
+    # it goes on with another modality, of many small structures; the first stays as it is
+    more, dotted = tmp_path / "more", tmp_path / "dotted"
+    for folder, shift in (("images", 80), ("labels", 0)):
+        (dotted / folder).mkdir(parents=True)
+        dots = np.zeros((64, 64), np.uint8)
+        dots[4::16, 4::16] = dots[4::16, 5::16] = 1
+        Image.fromarray(dots + shift).save(dotted / folder / "a.png")
+    assert run("train", "--model", "desam", "--data", f"colonoscopy={dotted}", "-o", more,
                "--work", tmp_path / "w2", "--start", out, *TINY) == 0  # fmt: skip
     second = load_desam(more)
     assert set(second.modalities) == {"dermoscopy", "colonoscopy"}
     kept = bundle.modality_file("dermoscopy")
+    assert second.rules("colonoscopy").smallest_region < second.rules("dermoscopy").smallest_region
     assert second.description.files[kept] == bundle.description.files[kept]
 
 

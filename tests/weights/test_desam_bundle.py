@@ -45,7 +45,13 @@ def network() -> DeSam:
 def bundle(network: DeSam, tmp_path: Path) -> DeSamBundle:
     rules = MaskRules(points_per_side=5)
     return save_desam(
-        tmp_path / "bundle", network, [ONE, TWO], name="test", encoder=ENCODER, rules=rules
+        tmp_path / "bundle",
+        network,
+        [ONE, TWO],
+        name="test",
+        encoder=ENCODER,
+        rules=rules,
+        smallest_regions={"two": 30},
     )
 
 
@@ -60,6 +66,10 @@ def test_round_trip(network: DeSam, bundle: DeSamBundle) -> None:
     again.verify()
     assert again.modalities == {"one": ONE, "two": TWO}
     assert again.description.rules.points_per_side == 5
+    # a modality may have a limit of its own; another one has the rules', known here or not
+    each = [again.rules(name) for name in ("one", "two", "new")]
+    assert [one.smallest_region for one in each] == [1000, 30, 1000]
+    assert {one.points_per_side for one in each} == {5}
     loaded = again.load_network()
     for name in ("one", "two"):
         expected, found = masks(network, name), masks(loaded, name)
@@ -85,6 +95,7 @@ def test_bundles_of_single_modalities_are_merged(
     again.verify()
     assert list(again.modalities) == ["new", "one", "two"]
     assert (again.description.name, again.description.rules) == ("all", rules)
+    assert again.description.smallest_regions == {"two": 30}
     loaded = again.load_network()
     assert torch.equal(masks(loaded, "new"), masks(other.load_network(), "new"))
     assert torch.equal(masks(loaded, "two"), masks(bundle.load_network(), "two"))
