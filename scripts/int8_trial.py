@@ -1,12 +1,15 @@
-"""The encoder in int8 beside bfloat16, both by OpenVINO: time and Dice. Needs `pip install nncf`.
+"""The encoder in int8 beside the CPU's own precision, both by OpenVINO: time and Dice.
 
-Arguments: a modality, a folder to calibrate on and one to score on (images/ and labels/ each), of
-which it takes 12 images each. Post-training quantisation of all matrix products with smooth
-quantisation and without correction of biases. Why int8 is not offered: docs/performance.md.
+Needs `pip install nncf`. Arguments: a modality, a folder to calibrate on, one to score on (images/
+and labels/ each), and a profile of the package's weights (full). Post-training quantisation of the
+matrix products behind the first stage, which suffers most from few bits, with smooth quantisation
+and without correction of biases; on two tiles of each of 12 images, scored on 30 images, or on 2
+volumes. What is known of it: docs/performance.md.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 import time
@@ -22,9 +25,11 @@ from esp_medsam_app.benchmark.timing import interleaved, times_faster
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.slices import SliceView
+from esp_medsam_app.evaluation.metrics import bootstrap_interval
 from esp_medsam_app.evaluation.pairs import find_pairs
 from esp_medsam_app.evaluation.report import evaluate_cases
 from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.inference.device import choose_precision
 from esp_medsam_app.inference.fast_network import FastNetwork
 from esp_medsam_app.inference.openvino_encoder import OpenVinoEncoder
 from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling
@@ -32,24 +37,32 @@ from esp_medsam_app.inference.slicewise import Passes, by_slice
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks.modality_controller import ModalityController
 from esp_medsam_app.weights import load_bundle
+from esp_medsam_app.weights.profiles import chosen_bundle
 
-IMAGES = 12
+CALIBRATION, TILES = 12, 2
+IMAGES, VOLUMES = 30, 2
 ROUNDS = 5
+# what is not quantised, by names of OpenVINO's operations
+LEFT_OUT = ("encoder.patch_embed", "encoder.layers.0")
 
 
 class Int8Encoder(OpenVinoEncoder):
-    """OpenVINO's encoder with graphs in int8; what stays out of it is computed in bfloat16."""
+    """OpenVINO's encoder with graphs in int8; what stays out of it has the precision given."""
 
     calibrate_on: list[Tensor]
 
     def _make(self, controller: ModalityController | None, path: Path) -> None:
         super()._make(controller, path)
         start = time.process_time()
+        model = self._core.read_model(path)
+        names = [operation.get_friendly_name() for operation in model.get_ordered_ops()]
+        left_out = [name for name in names if any(part in name for part in LEFT_OUT)]
         model = nncf.quantize(
-            self._core.read_model(path),
+            model,
             nncf.Dataset([tile.unsqueeze(0).numpy() for tile in self.calibrate_on]),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(self.calibrate_on),
+            ignored_scope=nncf.IgnoredScope(names=left_out),
             advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
         )
         # OpenVINO may have the files open: others take their place
@@ -70,35 +83,55 @@ def tiles_of(image: MedicalImage, modality: Modality, side: int) -> Iterator[Ten
         yield from of_slice
 
 
-def main(name: str, calibrate_on: Path, score_on: Path) -> None:
-    """Print a line for float32, bfloat16 and int8."""
-    bundle = load_bundle()
+def calibration(folder: Path, modality: Modality, side: int) -> list[Tensor]:
+    """Tiles of images that are drawn from a folder."""
+    draw = random.Random(0)
+    pairs = find_pairs([folder])
+    tiles = []
+    for pair in draw.sample(pairs, min(len(pairs), CALIBRATION)):
+        of_image = list(tiles_of(read_image(pair.image), modality, side))
+        tiles += draw.sample(of_image, min(len(of_image), TILES))
+    return tiles
+
+
+def main(name: str, calibrate_on: Path, score_on: Path, profile: str = "full") -> None:
+    """Print a line for float32, the CPU's own precision and int8."""
+    bundle = load_bundle(chosen_bundle(None, profile))
     modality, side = bundle.modality(name), bundle.description.input_size
-    low = {"device": "cpu", "precision": "bfloat16", "runtime": "openvino"}
+    own = choose_precision("auto", torch.device("cpu"))
+    base = f"OpenVINO, {own}".replace("torch.", "")
     segmenters = {
-        "float32": Segmenter(bundle, device="cpu", precision="float32"),
-        "bfloat16": Segmenter(bundle, **low),
-        "int8": Segmenter(bundle, **low),
+        "torch, float32": Segmenter(bundle, device="cpu", precision="float32"),
+        base: Segmenter(bundle, device="cpu", runtime="openvino"),
+        "OpenVINO, int8": Segmenter(bundle, device="cpu", runtime="openvino"),
     }
-    images = (read_image(pair.image) for pair in find_pairs([calibrate_on])[:IMAGES])
-    tiles = [next(tiles_of(image, modality, side)) for image in images]
+    tiles = calibration(calibrate_on, modality, side)
+    pairs = find_pairs([score_on])
+    pairs = pairs[: VOLUMES if ".nii" in pairs[0].image.name else IMAGES]
     with tempfile.TemporaryDirectory() as folder:
-        network = segmenters["int8"]._network
-        encoder = Int8Encoder(network.encoder, torch.bfloat16, side, wait=True, folder=Path(folder))
+        low = segmenters["OpenVINO, int8"]
+        encoder = Int8Encoder(low.encoder, own, side, wait=True, folder=Path(folder))
         encoder.calibrate_on = tiles
-        segmenters["int8"]._fast = FastNetwork(network, torch.bfloat16, encoder)
+        low._fast = FastNetwork(low._network, own, encoder)
         calls = {
             way: lambda one=one: one.logits(tiles[0].unsqueeze(0), name)
             for way, one in segmenters.items()
         }
         seconds = interleaved(calls, ROUNDS, clock=time.process_time)
-        pairs = find_pairs([score_on])[:IMAGES]
+        first: list[float] | None = None
         for way, segmenter in segmenters.items():
             report = evaluate_cases(pairs, partial(segmenter.segment, modality=name), modality)
-            dice = report.summary("dice").mean
-            share = 1 / times_faster(seconds[way], seconds["bfloat16"])
-            print(f"{way}: Dice {dice:.4f} ({len(pairs)} cases), {share:.2f} of bfloat16's time")
+            dice = [case.dice for case in report.cases]
+            first = first or dice
+            lost = [100 * (a - b) for a, b in zip(dice, first, strict=True)]
+            low_end, high_end = bootstrap_interval(lost) or (0.0, 0.0)
+            print(
+                f"{name}, {way}: {1 / times_faster(seconds[way], seconds[base]):.2f} of the time of"
+                f" {base}; Dice {sum(dice) / len(dice):.4f} ({len(dice)} cases), points against "
+                f"float32 {sum(lost) / len(lost):+.2f} ({low_end:+.2f} to {high_end:+.2f}; one case"
+                f" {max(lost, key=abs):+.2f})"
+            )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
