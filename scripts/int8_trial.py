@@ -19,13 +19,13 @@ from pathlib import Path
 
 import nncf
 import torch
+from precision_table import told
 from torch import Tensor
 
 from esp_medsam_app.benchmark.timing import interleaved, times_faster
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.slices import SliceView
-from esp_medsam_app.evaluation.metrics import bootstrap_interval
 from esp_medsam_app.evaluation.pairs import find_pairs
 from esp_medsam_app.evaluation.report import evaluate_cases
 from esp_medsam_app.inference import Segmenter
@@ -124,12 +124,10 @@ def main(name: str, calibrate_on: Path, score_on: Path, profile: str = "full") -
             dice = [case.dice for case in report.cases]
             first = first or dice
             lost = [100 * (a - b) for a, b in zip(dice, first, strict=True)]
-            low_end, high_end = bootstrap_interval(lost) or (0.0, 0.0)
             print(
                 f"{name}, {way}: {1 / times_faster(seconds[way], seconds[base]):.2f} of the time of"
                 f" {base}; Dice {sum(dice) / len(dice):.4f} ({len(dice)} cases), points against "
-                f"float32 {sum(lost) / len(lost):+.2f} ({low_end:+.2f} to {high_end:+.2f}; one case"
-                f" {max(lost, key=abs):+.2f})"
+                f"float32 {told(lost)}"
             )
 
 

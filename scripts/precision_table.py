@@ -32,12 +32,17 @@ def main(work: Path, first: str, *others: str) -> None:
             other = _by_name(work / f"{modality}_{way}.json")
             assert other.keys() == own.keys(), (modality, way)
             differences = [100 * (other[name] - own[name]) for name in own]
-            worst = max(differences, key=abs)
-            low, high = bootstrap_interval(differences) or (worst, worst)
-            cells.append(
-                f"{_mean(differences):+.2f} ({low:+.2f} to {high:+.2f}; one case {worst:+.2f})"
-            )
+            cells.append(told(differences))
         print("| " + " | ".join(cells) + " |")
+
+
+def told(differences: list[float]) -> str:
+    """Mean, its 95 % bootstrap interval, and the largest of some differences."""
+    interval = bootstrap_interval(differences)
+    assert interval is not None
+    low, high = interval
+    worst = max(differences, key=abs)
+    return f"{_mean(differences):+.2f} ({low:+.2f} to {high:+.2f}; one case {worst:+.2f})"
 
 
 def _by_name(report: Path) -> dict[tuple[str, int], float]:

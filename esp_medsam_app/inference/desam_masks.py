@@ -53,9 +53,13 @@ def prompted_masks(
         logits = torch.stack(
             [_of_points(network, part, modality, rules) for part in _one_by_one(features)]
         )
-    pixels = logits.shape[-2] * logits.shape[-1]
-    smallest = round(rules.smallest_region * pixels / MASK_PIXELS)
+    smallest = region_pixels(rules.smallest_region, logits.shape[-2] * logits.shape[-1])
     return without_small_regions(logits, smallest) if smallest > 1 else logits
+
+
+def region_pixels(region: int, pixels: int) -> int:
+    """How large a region of the authors' masks is in a mask of so many pixels."""
+    return round(region * pixels / MASK_PIXELS)
 
 
 def point_grid(side: int, device: torch.device | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from esp_medsam_app.evaluation.metrics import mask_dice
 from esp_medsam_app.evaluation.pairs import CasePair
-from esp_medsam_app.inference.desam_masks import MASK_PIXELS, cleaned_mask
+from esp_medsam_app.inference.desam_masks import cleaned_mask, region_pixels
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.training.inputs import prepare_stores
 from esp_medsam_app.training.slice_tiles import SliceTiles
@@ -67,10 +67,12 @@ def harmless(masks: Sequence[NDArray[np.bool_]], largest: int) -> int:
     """
     for share in SHARES:
         limit = round(share * largest)
-        left = [
-            mask_dice(mask, cleaned_mask(mask, round(limit * mask.size / MASK_PIXELS)))
-            for mask in masks
-        ]
-        if limit > 1 and (not left or np.mean(left) >= LEFT):
+        if limit > 1 and (not masks or _left(masks, limit) >= LEFT):
             return limit
     return 0
+
+
+def _left(masks: Sequence[NDArray[np.bool_]], limit: int) -> float:
+    """What a limit leaves of masks: their mean Dice with themselves."""
+    cleaned = (cleaned_mask(mask, region_pixels(limit, mask.size)) for mask in masks)
+    return float(np.mean([mask_dice(*both) for both in zip(masks, cleaned, strict=True)]))

@@ -45,7 +45,7 @@ class ArchivedLabels:
 
     def of_series(self, uid: str) -> tuple[SegmentationHead, ...]:
         """All that the PACS has of a series, the newest last; they may count or not."""
-        return tuple(self._index.snapshot().segmentations.get(uid, ()))
+        return self._index.snapshot().segmentations.get(uid, ())
 
     def newest(self, place: Place, since: float | None) -> SegmentationHead | None:
         """The newest one that counts, if there is one.

@@ -9,8 +9,6 @@ from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.writing import write_image
 from esp_medsam_app.server.pacs.pointers import place_of
 
-_SUFFIXES = (".nii.gz", ".png")
-
 
 class Conversions:
     """NIfTI and PNG files of images, made when they are asked for.
@@ -30,7 +28,7 @@ class Conversions:
         Raises:
             InputError: the instances are no image that viewers can show.
         """
-        for suffix in _SUFFIXES:
+        for suffix in (".nii.gz", ".png"):
             file = self._folder / f"{image_id}{suffix}"
             if file.is_file() and file.stat().st_mtime >= instances.stat().st_mtime:
                 os.utime(file)
@@ -41,7 +39,6 @@ class Conversions:
     def _forget(self) -> None:
         """Files of series that are not here any more can be made again."""
         for file in self._folder.iterdir() if self._folder.is_dir() else ():
-            stem = next((file.name.removesuffix(s) for s in _SUFFIXES if file.name.endswith(s)), "")
-            place = place_of(stem)
+            place = place_of(file.name.removesuffix(".nii.gz").removesuffix(".png"))
             if place is None or not (self._series / place.series).is_dir():
                 file.unlink(missing_ok=True)

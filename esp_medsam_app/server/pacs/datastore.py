@@ -593,7 +593,8 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     def _newer(self, image_id: str) -> SegmentationHead | None:
         """The segmentation in the PACS that counts instead of the label here, if there is one."""
         place = place_of(image_id)
-        if place is None:
+        # most images have none: lists of all ask here for each, and need not look at its label then
+        if place is None or not self._archived.of_series(place.series):
             return None
         entry = self._datastore.objects.get(image_id)
         label = entry.labels.get(FINAL) if entry is not None else None
