@@ -3,19 +3,26 @@
 Arguments: the work folder and the ways, `fast_float32 fast_bfloat16`; the first is what the others
 are compared with, case by case. Differences are in points of Dice, hundredths: their mean, its 95 %
 bootstrap interval, and the largest.
+
+`--write BUNDLE` before them also writes into that bundle which modalities need float32: those that
+lose more than 0.2 points on average in another way.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from esp_medsam_app.evaluation.metrics import bootstrap_interval
+from esp_medsam_app.weights.bundle import load_any_bundle, save_description
+
+MOST_LOST = 0.2  # points of Dice
 
 
-def main(work: Path, first: str, *others: str) -> None:
+def main(work: Path, first: str, *others: str, bundle: Path | None = None) -> None:
     """A row a modality that has all: Dice of the first way, mean and largest difference of each."""
     begun = sorted(file.stem.removesuffix(f"_{first}") for file in work.glob(f"*_{first}.json"))
     rows = [
@@ -25,6 +32,7 @@ def main(work: Path, first: str, *others: str) -> None:
         sys.exit(f"{work}: no reports of scripts/precisions.sh here")
     print(f"| modality (val cases) | Dice, {first} | " + " | ".join(others) + " |")
     print("| --- " * (len(others) + 2) + "|")
+    losing = set()
     for modality in rows:
         own = _by_name(work / f"{modality}_{first}.json")
         cells = [f"`{modality}` ({len(own)})", f"{_mean(list(own.values())):.4f}"]
@@ -33,7 +41,22 @@ def main(work: Path, first: str, *others: str) -> None:
             assert other.keys() == own.keys(), (modality, way)
             differences = [100 * (other[name] - own[name]) for name in own]
             cells.append(told(differences))
+            if _mean(differences) < -MOST_LOST:
+                losing.add(modality)
         print("| " + " | ".join(cells) + " |")
+    if bundle is not None:
+        write(bundle, dict.fromkeys(rows, False) | dict.fromkeys(losing, True))
+
+
+def write(path: Path, found: Mapping[str, bool]) -> None:
+    """Say in a bundle which of these modalities need float32; of others nothing changes."""
+    bundle = load_any_bundle(path)
+    before = bundle.description.precision
+    bundle.description.precision = {
+        name: "float32" for name in bundle.modalities if found.get(name, name in before)
+    }
+    save_description(bundle)
+    print(f"{path}: float32 for {', '.join(bundle.description.precision) or 'none'}")
 
 
 def told(differences: list[float]) -> str:
@@ -56,4 +79,9 @@ def _mean(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    arguments = sys.argv[1:]
+    to_write = None
+    if arguments[0] == "--write":
+        to_write = Path(arguments[1])
+        arguments = arguments[2:]
+    main(Path(arguments[0]), *arguments[1:], bundle=to_write)

@@ -175,8 +175,6 @@ def register(app: typer.Typer) -> None:
             return
         learned = {modality.name: modality for modality in modalities}
         kept = old.modalities if old is not None else {}
-        scores = old.description.scores if old is not None else {}
-        limits = old.description.presence if old is not None else {}
         runs: list[Any] = old.description.training.get("runs", []) if old is not None else []
         bundle = save_bundle(
             output,
@@ -185,8 +183,7 @@ def register(app: typer.Typer) -> None:
             name=name or "esp-medsam",
             backbone=used,
             training={"runs": [*runs, describe(numbers, pairs, folders, device=place.device)]},
-            scores={key: score for key, score in scores.items() if key not in learned},
-            presence={key: least for key, least in limits.items() if key not in learned},
+            told=old.description.told_but_of(learned) if old is not None else None,
         )
         if old is not None:
             bundle = carry_over(old, bundle)

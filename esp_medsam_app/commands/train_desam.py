@@ -88,8 +88,7 @@ def train_desam_bundle(options: DeSamTraining) -> None:
     learned = {modality.name: modality for modality in modalities}
     said = old.description if old is not None else None
     runs: list[Any] = said.training.get("runs", []) if said is not None else []
-    scores = said.scores if said is not None else {}
-    kept = said.smallest_regions if said is not None else {}
+    told = said.told_but_of(learned) if said is not None else {}
     bundle = save_desam(
         options.output,
         network,
@@ -98,9 +97,8 @@ def train_desam_bundle(options: DeSamTraining) -> None:
         encoder=encoder,
         prompts=recipe.prompts,
         rules=rules,
-        smallest_regions={k: v for k, v in kept.items() if k not in learned} | regions,
         training={"runs": [*runs, describe(recipe, pairs, folders, device=place.device)]},
-        scores={key: score for key, score in scores.items() if key not in learned},
+        told=told | {"smallest_regions": told.get("smallest_regions", {}) | regions},
     )
     Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
 

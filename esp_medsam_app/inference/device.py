@@ -63,16 +63,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
+def choose_precision(name: str, device: torch.device, runtime: str = "torch") -> torch.dtype:
     """The type to segment in: `float32`, `bfloat16`, `float16`, or `auto`.
 
     `auto` takes bfloat16 where the device is fast at it, else float16, else float32. bfloat16 comes
-    first as it cannot overflow, whatever was trained.
+    first as it cannot overflow, whatever was trained. Under `openvino` it takes float32: what that
+    rounds by itself changes masks too much (docs/performance.md).
 
     Raises:
         InputError: no such precision.
     """
     if name == "auto":
+        if runtime == "openvino":
+            return torch.float32
         own = autocast_type(device)
         if own is None and _multiplies_float16(device):
             return torch.float16

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ from esp_medsam_app.inference.slicewise import (
     segment_slicewise,
 )
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.networks import Segmentation
+from esp_medsam_app.networks import EspMedSam, Segmentation
 from esp_medsam_app.networks.esp_medsam import resized
 from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.weights.bundle import Bundle, controller_file
@@ -74,7 +75,8 @@ class Segmenter:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         batch_size: tiles in one pass; chosen by the device and its free memory by default. When
             memory does not suffice it is halved, down to 1; then the CPU goes on.
-        precision: `auto`, `float32`, `bfloat16`, `float16`; see `choose_precision`.
+        precision: `auto`, `float32`, `bfloat16`, `float16`; see `choose_precision`. With `auto`,
+            modalities that need float32 (`Bundle.needs_float32`) get it on any device.
         fast: by the fused encoder, the same function to rounding; else by the plain one.
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
@@ -106,10 +108,10 @@ class Segmenter:
         self._batch_size = batch_size
         self._precision = precision
         self._runtime = runtime
-        self.dtype = choose_precision(precision, self.device)
+        self.dtype = choose_precision(precision, self.device, runtime)
         check_runtime(runtime, self.device, self.dtype)
         self._network = bundle.load_network().to(self.device)
-        self._fast: FastNetwork | None = None
+        self._fast: dict[torch.dtype, FastNetwork] = {}
         if fast and isinstance(self._network.encoder, TinyViT):
             compact_in_memory(self._network)
             encoder = None
@@ -118,7 +120,7 @@ class Segmenter:
                 encoder = OpenVinoEncoder(
                     self._network.encoder, self.dtype, side, wait=wait_for_runtime
                 )
-            self._fast = FastNetwork(self._network, self.dtype, encoder)
+            self._fast[self.dtype] = FastNetwork(self._network, self.dtype, encoder)
         self._classifier: ModalityClassifier | None = None
         self._readings: OrderedDict[tuple[str, str], Mapping[str, float]] = OrderedDict()
         self._turn = threading.Lock()
@@ -159,9 +161,10 @@ class Segmenter:
         for name in changed:
             bundle.load_modality(network, name)
         network.requires_grad_(False)
-        if self._fast is not None:
+        if self._fast:
             compact_in_memory(network)
-            other._fast = self._fast.on(network)
+        # another thread may add one meanwhile
+        other._fast = {dtype: fast.on(network) for dtype, fast in tuple(self._fast.items())}
         return other
 
     def segment(
@@ -303,6 +306,12 @@ class Segmenter:
                     remedy="Close other programs on it, or choose the modality by hand",
                 ) from error
 
+    def dtype_of(self, modality: str) -> torch.dtype:
+        """What the passes of a modality compute in."""
+        if self._precision == "auto" and self.bundle.needs_float32(modality):
+            return torch.float32
+        return self.dtype
+
     def version(self, modality: str) -> int:
         """Which version of a modality's weights it segments with; 0: the bundle's own."""
         return self.bundle.version(modality)
@@ -340,7 +349,7 @@ class Segmenter:
         Raises:
             KeyError: no such modality.
         """
-        with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
+        with self._computing(modality):
             seen = self._pass(tiles.to(self.device), modality)
             return present_masks(seen, self.bundle.presence(modality))
 
@@ -350,15 +359,14 @@ class Segmenter:
         cache = self.embeddings
         if cache is None:
             return lambda tiles: self.logits(tiles, name)
-        network = self._fast or self._network
 
         def embed(tiles: Tensor) -> Tensor:
-            with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
-                return network.embed(tiles.to(self.device), name)
+            with self._computing(name):
+                return self._runner(name).embed(tiles.to(self.device), name)
 
         def decode(embedding: Tensor, tiles: Tensor) -> Tensor:
-            with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
-                masks, patches = network.decode(embedding, name)
+            with self._computing(name):
+                masks, patches = self._runner(name).decode(embedding, name)
                 seen = Segmentation(resized(masks, tiles), patches, embedding)
                 return present_masks(seen, self.bundle.presence(name))
 
@@ -372,13 +380,13 @@ class Segmenter:
             said.backbone.sha256,
             said.files.get(controller_file(modality.name), ""),
             f"{said.input_size} {modality.intensity!r} {modality.tiles!r}",
-            f"{self.dtype} {self._fast is not None} {self._runtime}",
+            f"{self.dtype_of(modality.name)} {bool(self._fast)} {self._runtime}",
         )
 
     def _on_cpu(self, modality: str) -> Run:
         """What runs a pass there; the weights are loaded for this image alone."""
         other = Segmenter(
-            self.bundle, device="cpu", precision=self._precision, fast=self._fast is not None
+            self.bundle, device="cpu", precision=self._precision, fast=bool(self._fast)
         )
         return lambda tiles: other.logits(tiles, modality)
 
@@ -387,12 +395,28 @@ class Segmenter:
 
         Of a modality that the bundle lacks: masks of nothing, and the plain backbone's embedding.
         """
-        with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
+        with self._computing(modality.name):
             tiles = tiles.to(self.device)
             if modality.name not in self.bundle.modalities:
                 return nothing_found(self._network.encoder(tiles), len(modality.labels))
             return self._pass(tiles, modality.name)
 
     def _pass(self, tiles: Tensor, modality: str) -> Segmentation:
-        segmentation: Segmentation = (self._fast or self._network)(tiles, modality)
+        segmentation: Segmentation = self._runner(modality)(tiles, modality)
         return segmentation
+
+    @contextmanager
+    def _computing(self, modality: str) -> Iterator[None]:
+        """Take the device's turn, in a modality's precision."""
+        dtype = self.dtype_of(modality)
+        with self._turn, torch.inference_mode(), cast_to(dtype, self.device):
+            yield
+
+    def _runner(self, modality: str) -> FastNetwork | EspMedSam:
+        """What runs the passes of a modality; for whoever has the turn."""
+        dtype = self.dtype_of(modality)
+        if not self._fast:
+            return self._network
+        if dtype not in self._fast:
+            self._fast[dtype] = FastNetwork(self._network, dtype)
+        return self._fast[dtype]

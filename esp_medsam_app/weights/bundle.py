@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -85,13 +85,15 @@ class BundleDescription(BaseModel):
         training: `runs`: how and on what the modalities were trained, the oldest first.
         presence: by modality, the logit that a patch of SPPG's map has to reach, or else the tile
             is empty (`esp-medsam calibrate`); modalities that are not named have no such limit.
+        precision: by modality, what `auto` computes in on any device: float32 where another
+            precision changes the masks too much (`scripts/precisions.sh`).
         scores: what `esp-medsam evaluate` printed, by modality and split.
         modality_classifier: what reads the modality from an image, where there is one.
         files: SHA-256 of every weight file, by path inside the bundle.
     """
 
     # what is told of each modality, by its name
-    by_modality: ClassVar[tuple[str, ...]] = ("presence", "scores")
+    by_modality: ClassVar[tuple[str, ...]] = ("presence", "precision", "scores")
     model_config = ConfigDict(extra="forbid")
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
     name: str
@@ -102,9 +104,17 @@ class BundleDescription(BaseModel):
     modalities: list[Modality]
     training: dict[str, Any] = Field(default_factory=dict)
     presence: dict[str, float] = Field(default_factory=dict)
+    precision: dict[str, Literal["float32"]] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
     modality_classifier: ClassifierDescription | None = None
     files: dict[str, str]
+
+    def told_but_of(self, names: Collection[str]) -> dict[str, Any]:
+        """What is told of all modalities but these, as fields of a description."""
+        return {
+            field: {name: said for name, said in getattr(self, field).items() if name not in names}
+            for field in self.by_modality
+        }
 
     @field_validator("scores", mode="before")
     @classmethod
@@ -152,6 +162,10 @@ class Bundle:
     def presence(self, name: str) -> float | None:
         """The logit that SPPG has to reach somewhere in a tile that holds the structure, if any."""
         return self.description.presence.get(name)
+
+    def needs_float32(self, name: str) -> bool:
+        """Whether another precision would change a modality's masks too much."""
+        return name in self.description.precision
 
     def version(self, name: str) -> int:
         """Which version of a modality's weights this is; 0: the bundle's own."""
@@ -367,11 +381,11 @@ def save_bundle(
     name: str,
     backbone: Backbone,
     training: dict[str, Any],
-    scores: dict[str, Any] | None = None,
-    presence: dict[str, float] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a network as a bundle; weights in float16, experts in 8 bits.
 
+    `told` are the description's fields that tell of modalities (`BundleDescription.by_modality`).
     `bundle.json` is written last, so that an interrupted save is no bundle.
     """
     folder = Path(path)
@@ -395,8 +409,7 @@ def save_bundle(
         input_size=backbone.input_size,
         modalities=modalities,
         training=training,
-        presence=presence or {},
-        scores=scores or {},
+        **(told or {}),
         files={file: sha256_of(folder / file) for file in files},
     )
     bundle = Bundle(folder, description)

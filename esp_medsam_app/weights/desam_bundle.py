@@ -9,7 +9,7 @@ decoders/<modality>.safetensors     one modality's PRIM and PDMM, float16
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -199,12 +199,12 @@ def save_desam(
     encoder: str,
     prompts: tuple[PromptMode, ...] = PROMPT_MODES,
     rules: MaskRules | None = None,
-    smallest_regions: dict[str, int] | None = None,
     training: dict[str, Any] | None = None,
-    scores: dict[str, Any] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> DeSamBundle:
     """Write a network as a bundle, weights in float16.
 
+    `told` are the description's fields that tell of modalities (`DeSamDescription.by_modality`).
     `bundle.json` is written last, so that an interrupted save is no bundle.
 
     Raises:
@@ -226,9 +226,8 @@ def save_desam(
         modalities=modalities,
         prompts=prompts,
         rules=rules or MaskRules(),
-        smallest_regions=smallest_regions or {},
         training=training or {},
-        scores=scores or {},
+        **(told or {}),
         files={file: sha256_of(folder / file) for file in files},
     )
     bundle = DeSamBundle(folder, description)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from esp_medsam_app.weights.bundle import Bundle
+from esp_medsam_app.weights.desam_bundle import DeSamBundle
 
 CARD = "README.md"
 # the bundle of a command that names none
@@ -96,6 +97,19 @@ def render_card(bundle: Bundle) -> str:
             [(name, f"{least:.2f}") for name, least in bundle.description.presence.items()],
         ),
         *_optional(
+            "On any device computed in float32, unless another precision is asked for: on `val` "
+            "bfloat16 loses more than 0.2 points of Dice of these.",
+            ("modality",),
+            [(name,) for name in bundle.description.precision],
+        ),
+        *_optional(
+            "Islands and holes with fewer pixels of the network's mask (256 x 256) are removed, "
+            "but for the largest island. The authors have 1000; here it is less where that would "
+            "spoil the labels that were learned from.",
+            ("modality", "pixels"),
+            _smallest_regions(bundle),
+        ),
+        *_optional(
             "Other models on the same cases. The difference is theirs minus ESP-MedSAM's, case by "
             "case. The reference's box is drawn around each part of the reference: a radiologist "
             "would have to draw it. The U-Net learned from nothing, from as many views of the same "
@@ -124,6 +138,12 @@ def render_card(bundle: Bundle) -> str:
         *(_run(run) for run in runs),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _smallest_regions(bundle: Bundle) -> list[tuple[str, ...]]:
+    if not isinstance(bundle, DeSamBundle):
+        return []
+    return [(name, str(bundle.rules(name).smallest_region)) for name in bundle.modalities]
 
 
 def _optional(text: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -44,6 +44,14 @@ def test_a_cpu_never_gets_float16_unasked(monkeypatch: pytest.MonkeyPatch) -> No
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
 
 
+def test_openvino_rounds_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) is torch.bfloat16
+    assert choose_precision("auto", cpu, "openvino") is torch.float32
+    assert choose_precision("bfloat16", cpu, "openvino") is torch.bfloat16
+
+
 def test_openvino_does_not_compute_in_float16() -> None:
     with pytest.raises(InputError, match="not in float16"):
         Segmenter(load_bundle(), device="cpu", precision="float16", runtime="openvino")

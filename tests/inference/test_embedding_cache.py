@@ -192,10 +192,9 @@ class Counting:
         self.watch(self.segmenter)
 
     def watch(self, segmenter: Segmenter) -> None:
-        fast: Any = segmenter._fast
-        if fast is None:
+        if not segmenter._fast:
             segmenter._network.encoder.register_forward_pre_hook(self._count)
-        else:
+        for fast in segmenter._fast.values():
             fast._encoder = self._counted(fast._encoder)
 
     def _count(self, module: Any, arguments: Any) -> None:
@@ -319,7 +318,7 @@ def test_when_memory_lacks_embeddings_go_first(
 ) -> None:
     counting = Counting(bundle)
     wanted = counting.segment(volume())
-    network: Any = counting.segmenter._fast
+    (network,) = counting.segmenter._fast.values()
     decode: Callable[..., Any] = network.decode
     failures = [RuntimeError("can't allocate memory")]
 

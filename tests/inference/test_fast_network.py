@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,29 @@ def test_masks_are_those_of_the_plain_path_in_each_precision(
         fast = Segmenter(bundle, device="cpu", precision=precision)
         found = fast.segment(image, "microscopy_nuclei") > 0
         assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) >= least
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_modality_that_needs_float32_gets_it_unless_asked_otherwise(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    told = bundle.description.model_copy(update={"precision": {"dermoscopy": "float32"}})
+    one_needs_it = replace(bundle, description=told)
+    by_itself = Segmenter(one_needs_it, device="cpu", fast=fast)
+    exact = Segmenter(bundle, device="cpu", precision="float32", fast=fast)
+    asked = Segmenter(one_needs_it, device="cpu", precision="bfloat16", fast=fast)
+    found = {
+        name: [s.logits(tiles(), name) for s in (by_itself, exact, asked)]
+        for name in ("dermoscopy", "xray_chest")
+    }
+    assert torch.equal(found["dermoscopy"][0], found["dermoscopy"][1])
+    assert not torch.equal(found["dermoscopy"][0], found["dermoscopy"][2])
+    assert torch.equal(found["xray_chest"][0], found["xray_chest"][2])
+    assert not torch.equal(found["xray_chest"][0], found["xray_chest"][1])
+    # another version of the weights is served the same way
+    after = by_itself.with_bundle(one_needs_it)
+    assert torch.equal(after.logits(tiles(), "dermoscopy"), found["dermoscopy"][0])
 
 
 def test_an_unknown_precision_is_named(bundle: Bundle) -> None:

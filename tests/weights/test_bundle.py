@@ -55,6 +55,32 @@ def test_round_trip(network: EspMedSam, bundle: Bundle) -> None:
         assert (found - expected).norm() / expected.norm() < 0.01
 
 
+def test_what_was_said_of_modalities_that_learn_anew_is_left_out(
+    network: EspMedSam, tmp_path: Path
+) -> None:
+    told = {
+        "presence": {"one": 0.5, "two": 0.25},
+        "precision": {"one": "float32"},
+        "scores": {"one": {"val": {}}},
+    }
+    bundle = save_bundle(
+        tmp_path / "told",
+        network,
+        [ONE, TWO],
+        name="test",
+        backbone=LITE_MEDSAM,
+        training={},
+        told=told,
+    )
+    again = load_bundle(bundle.path)
+    assert again.presence("one") == 0.5
+    assert again.needs_float32("one")
+    assert not again.needs_float32("two")
+    assert again.description.told_but_of([]) == told
+    kept = again.description.told_but_of(["one"])
+    assert kept == {"presence": {"two": 0.25}, "precision": {}, "scores": {}}
+
+
 def test_some_modalities_only(bundle: Bundle) -> None:
     assert bundle.load_network(["two"]).modalities == ["two"]
 

@@ -51,7 +51,7 @@ def bundle(network: DeSam, tmp_path: Path) -> DeSamBundle:
         name="test",
         encoder=ENCODER,
         rules=rules,
-        smallest_regions={"two": 30},
+        told={"smallest_regions": {"two": 30}},
     )
 
 
