@@ -101,7 +101,7 @@ def test_training_makes_a_version_and_touches_nothing_else(
 def test_a_better_candidate_serves(
     task: EspMedSamTrainTask, store: VersionStore, datastore: LocalDatastore
 ) -> None:
-    stats = task({**QUICK, "max_epochs": 12, "views": 24, "learning_rate": 2e-3}, datastore)
+    stats = task({**QUICK, "max_epochs": 5, "views": 24, "learning_rate": 2e-3}, datastore)
     assert stats["promotion"]["published"]
     assert stats["promotion"]["gain"] > 0.1
     assert store.serving()["disc"] == 1
