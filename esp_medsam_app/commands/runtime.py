@@ -85,7 +85,7 @@ FastOption = Annotated[
     bool,
     typer.Option(
         "--fast/--plain",
-        help="ESP-MedSAM by the fused encoder, which gives the same masks sooner, or plainly.",
+        help="By the fused encoder, which gives the same masks sooner, or plainly.",
     ),
 ]
 RuntimeOption = Annotated[
@@ -124,7 +124,12 @@ def make_segmenter(
     if isinstance(loaded, DeSamBundle):
         mode = checked_prompt(prompt)
         return DeSamSegmenter(
-            loaded, device=device, batch_size=batch_size, mode=mode, precision=precision
+            loaded,
+            device=device,
+            batch_size=batch_size,
+            mode=mode,
+            precision=precision,
+            fast=fast,
         )
     if prompt is not None:
         raise InputError("--prompt is an option of DeSAM's bundles", remedy="Leave it out")

@@ -34,20 +34,19 @@ _NEIGHBOURS = np.ones((3, 3))
 
 
 def prompted_masks(
-    network: DeSam, images: Tensor, modality: str, mode: PromptMode, rules: MaskRules
+    network: DeSam, features: Features, modality: str, mode: PromptMode, rules: MaskRules
 ) -> Tensor:
-    """Mask logits `[B, labels, 4 E, 4 E]`, float32, of images `[B, 3, S, S]` on their device.
+    """Mask logits `[B, labels, 4 E, 4 E]`, float32, of images on their device.
 
     Args:
         network: it has the modality.
-        images: in [0, 1].
+        features: what its encoder gives for the images.
         modality: a name.
         mode: how it is prompted.
         rules: from prompts to masks.
     """
-    features = network.encode(images)
     if mode == "whole_box":
-        prompts = network.whole_box(len(images))
+        prompts = network.whole_box(len(features.embedding))
         logits = network(features, modality, prompts).mask_logits.float()
     else:
         logits = torch.stack(

@@ -13,7 +13,12 @@ from torch import Tensor
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference.desam_masks import prompted_masks
-from esp_medsam_app.inference.device import cast_to, choose_device, choose_precision
+from esp_medsam_app.inference.device import (
+    cast_to,
+    choose_device,
+    choose_precision,
+    precision_for,
+)
 from esp_medsam_app.inference.segmenter import Segmenter
 from esp_medsam_app.inference.slicewise import (
     OnSlice,
@@ -22,6 +27,9 @@ from esp_medsam_app.inference.slicewise import (
     batch_size_for,
     segment_slicewise,
 )
+from esp_medsam_app.networks.features import Features
+from esp_medsam_app.networks.fused_tiny_vit import FusedController, FusedTinyViT
+from esp_medsam_app.networks.tiny_vit import TinyViT
 from esp_medsam_app.weights.desam_bundle import DeSamBundle
 from esp_medsam_app.weights.desam_prompts import PROMPT_MODES, MaskRules, PromptMode
 
@@ -37,7 +45,8 @@ class DeSamSegmenter:
         batch_size: tiles in one pass; chosen by the device by default.
         mode: how it is prompted; as it was trained by default.
         rules: from prompts to masks; the bundle's of each modality by default.
-        precision: `auto`, `float32`, `bfloat16`, `float16`; see `choose_precision`.
+        precision: as `Segmenter`'s.
+        fast: by the fused encoder where it is a TinyViT, the same function to rounding.
         beside: ESP-MedSAM on the same device. Where it stands on the same encoder, that is shared.
 
     Raises:
@@ -55,6 +64,7 @@ class DeSamSegmenter:
         mode: PromptMode | None = None,
         rules: MaskRules | None = None,
         precision: str = "auto",
+        fast: bool = True,
         beside: Segmenter | None = None,
     ) -> None:
         self.bundle = bundle
@@ -70,6 +80,8 @@ class DeSamSegmenter:
             own, other = bundle.description.backbone, beside.bundle.description.backbone
             encoder = beside.encoder if own.sha256 == other.sha256 else None
         self._network = bundle.load_network(encoder=encoder).to(self.device)
+        self._fast = fast and isinstance(self._network.encoder, TinyViT)
+        self._fused: dict[torch.dtype, tuple[FusedTinyViT, FusedController]] = {}
 
     @property
     def batch_size(self) -> int:
@@ -161,16 +173,39 @@ class DeSamSegmenter:
         """Whether both stand on one encoder in memory."""
         return self._network.encoder is other.encoder
 
+    def dtype_of(self, modality: str) -> torch.dtype:
+        """What the passes of a modality compute in."""
+        needs_float32 = self.bundle.needs_float32(modality)
+        return precision_for(self._precision, self.dtype, needs_float32=needs_float32)
+
     def _run(self, tiles: Tensor, modality: str) -> Tensor:
-        with self._turn, torch.inference_mode(), cast_to(self.dtype, self.device):
+        dtype = self.dtype_of(modality)
+        with self._turn, torch.inference_mode(), cast_to(dtype, self.device):
+            features = self._encode(tiles.to(self.device), dtype)
             return prompted_masks(
-                self._network, tiles.to(self.device), modality, self.mode, self.rules(modality)
+                self._network, features, modality, self.mode, self.rules(modality)
             )
+
+    def _encode(self, tiles: Tensor, dtype: torch.dtype) -> Features:
+        if not self._fast:
+            return self._network.encode(tiles)
+        if dtype not in self._fused:
+            encoder = self._network.encoder
+            assert isinstance(encoder, TinyViT)
+            fused = FusedTinyViT(encoder, dtype)
+            self._fused[dtype] = fused, fused.fuse(None)
+        fused, uncontrolled = self._fused[dtype]
+        return fused.features(tiles, uncontrolled)
 
     def _on_cpu(self, modality: str) -> Run:
         """What runs a pass there; the weights are loaded for this image alone."""
         other = DeSamSegmenter(
-            self.bundle, device="cpu", mode=self.mode, rules=self._rules, precision=self._precision
+            self.bundle,
+            device="cpu",
+            mode=self.mode,
+            rules=self._rules,
+            precision=self._precision,
+            fast=self._fast,
         )
         return lambda tiles: other._run(tiles, modality)
 

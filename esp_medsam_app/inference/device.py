@@ -87,6 +87,11 @@ def choose_precision(name: str, device: torch.device, runtime: str = "torch") ->
     return _PRECISIONS[name]
 
 
+def precision_for(asked: str, usual: torch.dtype, *, needs_float32: bool) -> torch.dtype:
+    """What a modality computes in: an exception from the usual, where none was asked for."""
+    return torch.float32 if asked == "auto" and needs_float32 else usual
+
+
 def cast_to(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
     """A context in which products on this device are of this type."""
     if dtype is torch.float32:

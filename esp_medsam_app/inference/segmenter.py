@@ -27,6 +27,7 @@ from esp_medsam_app.inference.device import (
     choose_device,
     choose_precision,
     is_out_of_memory,
+    precision_for,
 )
 from esp_medsam_app.inference.embedding_cache import (
     EmbeddingCache,
@@ -308,9 +309,8 @@ class Segmenter:
 
     def dtype_of(self, modality: str) -> torch.dtype:
         """What the passes of a modality compute in."""
-        if self._precision == "auto" and self.bundle.needs_float32(modality):
-            return torch.float32
-        return self.dtype
+        needs_float32 = self.bundle.needs_float32(modality)
+        return precision_for(self._precision, self.dtype, needs_float32=needs_float32)
 
     def version(self, modality: str) -> int:
         """Which version of a modality's weights it segments with; 0: the bundle's own."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esp_medsam_app.networks.features import Features
 from esp_medsam_app.networks.modality_controller import BlockController, ModalityController
 from esp_medsam_app.networks.rounding import Moments, rounded
 from esp_medsam_app.networks.tiny_vit import (
@@ -158,13 +159,25 @@ class FusedTinyViT:
         with torch.autocast(image.device.type, enabled=False):
             return self._embed(image, controller)
 
-    def _embed(self, image: Tensor, controller: FusedController) -> Tensor:
+    def features(self, image: Tensor, controller: FusedController) -> Features:
+        """The embedding, and what stages 1 to 3 give on their own grids: `TinyViT.features`."""
+        shown: list[Tensor] = []
+        with torch.autocast(image.device.type, enabled=False):
+            embedding = self._embed(image, controller, shown)
+        _, shallow, middle, deep = (x.permute(0, 3, 1, 2) for x in shown)
+        return Features((shallow, middle, deep), embedding)
+
+    def _embed(
+        self, image: Tensor, controller: FusedController, shown: list[Tensor] | None = None
+    ) -> Tensor:
         x = image.float().permute(0, 2, 3, 1)
         x = self._stem[1](_gelu(self._stem[0](x)))
         fused = iter(controller)
         for blocks, merging in self._stages:
             for block in blocks:
                 x = block(x, next(fused)) if isinstance(block, _Attention) else block(x)
+            if shown is not None:
+                shown.append(x)
             if merging is not None:
                 x = merging(x)
         reduce, first_norm, mix, second_norm = self._neck

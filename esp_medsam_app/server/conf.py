@@ -41,7 +41,7 @@ class AppConf(BaseModel):
         batch_size: tiles in one pass; chosen by the device if not given.
         precision: `auto`, `float32`, `bfloat16`, `float16`; `auto` takes what
             the device is fast at. Of DeSAM too.
-        fast: ESP-MedSAM by the fused encoder, the same function to rounding; else by the plain one.
+        fast: by the fused encoder, the same function to rounding; else by the plain one.
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
         check_images: refuse an image that looks like one of another modality than the model's,

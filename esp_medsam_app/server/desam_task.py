@@ -82,7 +82,7 @@ class SharedDeSam(SharedSegmenter):
         versions: of its modalities, trained here.
         device: where it runs unless a request asks for another.
         batch_size: tiles in one pass; chosen by the device if not given.
-        precision: of passes, as `DeSamSegmenter`'s.
+        precision: of passes, as `DeSamSegmenter`'s; `fast` too.
     """
 
     def __init__(
@@ -94,9 +94,15 @@ class SharedDeSam(SharedSegmenter):
         device: str = "auto",
         batch_size: int | None = None,
         precision: str = "auto",
+        fast: bool = True,
     ) -> None:
         super().__init__(
-            bundle, versions=versions, device=device, batch_size=batch_size, precision=precision
+            bundle,
+            versions=versions,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            fast=fast,
         )
         own = bundle.description.backbone.sha256
         same = beside is not None and beside.bundle.description.backbone.sha256 == own
@@ -111,6 +117,7 @@ class SharedDeSam(SharedSegmenter):
             device=str(place),
             batch_size=self.batch_size,
             precision=self.precision,
+            fast=self.fast,
             beside=self.beside.get(str(place)) if self.beside is not None else None,
         )
         seconds = time.perf_counter() - start

@@ -55,7 +55,7 @@ class DeSamTrainJob(TrainJob):
         """Mask logits of tiles, on the path that serves."""
         assert isinstance(network, DeSam)
         name, first = self.modality.name, self.bundle.description.prompts[0]
-        return prompted_masks(network, tiles, name, first, self.bundle.rules(name))
+        return prompted_masks(network, network.encode(tiles), name, first, self.bundle.rules(name))
 
     def prepared(self) -> DeSamTrainJob:
         """The job with the encoder's work done, and kept on disk."""

@@ -116,13 +116,14 @@ def network() -> DeSam:
 def test_both_modes_and_the_threshold(network: DeSam) -> None:
     images = torch.rand(2, 3, 32, 32)
     few = ALL.model_copy(update={"points_per_side": 4})
-    box = prompted_masks(network, images, "two", "whole_box", few)
+    features = network.encode(images)
+    box = prompted_masks(network, features, "two", "whole_box", few)
     assert box.shape == (2, 2, 32, 32)
     none = few.model_copy(update={"iou_threshold": 1.0})
     network.decoder("two").prim.iou_prediction_head.layers[-1].bias.data.fill_(0.0)
-    assert (prompted_masks(network, images, "two", "grid_points", none) == NOTHING).all()
+    assert (prompted_masks(network, features, "two", "grid_points", none) == NOTHING).all()
     every = few.model_copy(update={"iou_threshold": -1.0, "most": 1})
-    found = prompted_masks(network, images, "two", "grid_points", every)
+    found = prompted_masks(network, features, "two", "grid_points", every)
     tokens = network.points(point_grid(4))
     for image, logits in zip(images, found, strict=True):
         features = network.encode(image[None])

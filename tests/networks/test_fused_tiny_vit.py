@@ -62,6 +62,19 @@ def test_it_equals_the_plain_encoder(
     assert apart(found, wanted) < 1e-5
 
 
+def test_inner_maps_are_those_of_the_plain_encoder(encoder: TinyViT) -> None:
+    side = 32 * encoder.stem_stride
+    image = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(3))
+    fused = FusedTinyViT(encoder)
+    wanted = encoder.features(image)
+    found = fused.features(image, fused.fuse(None))
+    for one, other in zip(
+        (*found.inner, found.embedding), (*wanted.inner, wanted.embedding), strict=True
+    ):
+        assert one.shape == other.shape
+        assert apart(one, other) < 1e-5
+
+
 def test_strips_and_chunks_change_nothing(
     encoder: TinyViT, controller: ModalityController, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from esp_medsam_app.weights.desam_bundle import (
     load_desam,
     save_desam,
 )
-from esp_medsam_app.weights.desam_prompts import MaskRules
+from esp_medsam_app.weights.desam_prompts import PROMPT_MODES, MaskRules, PromptMode
 from esp_medsam_app.weights.merging import merge_bundles
 from esp_medsam_app.weights.official_desam import load_official_desam, official_bundle
 from esp_medsam_app.weights.versions import VersionStore
@@ -179,6 +180,34 @@ def test_one_encoder_serves_both_families(bundle: DeSamBundle) -> None:
     assert desam.shares_encoder_with(ours)
     assert desam.prompted("grid_points").shares_encoder_with(ours)
     assert ours.turn is desam._turn
+
+
+@pytest.mark.parametrize("mode", PROMPT_MODES)
+def test_the_fused_encoder_gives_the_plain_ones_masks(
+    bundle: DeSamBundle, mode: PromptMode
+) -> None:
+    plain, fast = (
+        DeSamSegmenter(bundle, device="cpu", precision="float32", mode=mode, fast=fast)
+        for fast in (False, True)
+    )
+    for name in ("one", "two"):
+        wanted, found = (segmenter._run(IMAGE, name) for segmenter in (plain, fast))
+        assert (found - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_a_modality_that_needs_float32_gets_it_unless_asked_otherwise(
+    bundle: DeSamBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    told = bundle.description.model_copy(update={"precision": {"one": "float32"}})
+    by_itself, exact, asked = (
+        DeSamSegmenter(replace(bundle, description=told), device="cpu", precision=precision)
+        for precision in ("auto", "float32", "bfloat16")
+    )
+    for name, like, unlike in (("one", exact, asked), ("two", asked, exact)):
+        found = by_itself._run(IMAGE, name)
+        assert torch.equal(found, like._run(IMAGE, name))
+        assert not torch.equal(found, unlike._run(IMAGE, name))
 
 
 def test_a_prompt_that_was_not_trained_is_refused(network: DeSam, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class DeSam(TaskConfig):
             device=self.options.device,
             batch_size=self.options.batch_size,
             precision=self.options.precision,
+            fast=self.options.fast,
         )
         if self.options.preload:
             self.segmenters.get()
