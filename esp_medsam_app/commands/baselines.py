@@ -167,7 +167,9 @@ def _desam(
     bundle = load_desam(folder)
     if bundle.modality(modality.name).labels != modality.labels:
         raise InputError(f"its {modality.name} has other labels", path=folder)
-    first = DeSamSegmenter(bundle, beside=segmenter, batch_size=batch_size)
+    first = DeSamSegmenter(
+        bundle, beside=segmenter, batch_size=batch_size, precision=segmenter.precision
+    )
     made: list[Baseline] = []
     for mode in bundle.description.prompts:
         prompted = first.prompted(mode)

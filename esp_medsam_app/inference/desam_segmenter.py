@@ -82,6 +82,8 @@ class DeSamSegmenter:
         self._network = bundle.load_network(encoder=encoder).to(self.device)
         self._fast = fast and isinstance(self._network.encoder, TinyViT)
         self._fused: dict[torch.dtype, tuple[FusedTinyViT, FusedController]] = {}
+        if self._fast:
+            self._fuse(self.dtype)
 
     @property
     def batch_size(self) -> int:
@@ -190,12 +192,15 @@ class DeSamSegmenter:
         if not self._fast:
             return self._network.encode(tiles)
         if dtype not in self._fused:
-            encoder = self._network.encoder
-            assert isinstance(encoder, TinyViT)
-            fused = FusedTinyViT(encoder, dtype)
-            self._fused[dtype] = fused, fused.fuse(None)
+            self._fuse(dtype)
         fused, uncontrolled = self._fused[dtype]
         return fused.features(tiles, uncontrolled)
+
+    def _fuse(self, dtype: torch.dtype) -> None:
+        encoder = self._network.encoder
+        assert isinstance(encoder, TinyViT)
+        fused = FusedTinyViT(encoder, dtype)
+        self._fused[dtype] = fused, fused.fuse(None)
 
     def _on_cpu(self, modality: str) -> Run:
         """What runs a pass there; the weights are loaded for this image alone."""

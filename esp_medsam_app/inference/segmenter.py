@@ -107,7 +107,7 @@ class Segmenter:
         self.device = choose_device(device)
         self.embeddings = embeddings
         self._batch_size = batch_size
-        self._precision = precision
+        self.precision = precision
         self._runtime = runtime
         self.dtype = choose_precision(precision, self.device, runtime)
         check_runtime(runtime, self.device, self.dtype)
@@ -310,7 +310,7 @@ class Segmenter:
     def dtype_of(self, modality: str) -> torch.dtype:
         """What the passes of a modality compute in."""
         needs_float32 = self.bundle.needs_float32(modality)
-        return precision_for(self._precision, self.dtype, needs_float32=needs_float32)
+        return precision_for(self.precision, self.dtype, needs_float32=needs_float32)
 
     def version(self, modality: str) -> int:
         """Which version of a modality's weights it segments with; 0: the bundle's own."""
@@ -386,7 +386,7 @@ class Segmenter:
     def _on_cpu(self, modality: str) -> Run:
         """What runs a pass there; the weights are loaded for this image alone."""
         other = Segmenter(
-            self.bundle, device="cpu", precision=self._precision, fast=bool(self._fast)
+            self.bundle, device="cpu", precision=self.precision, fast=bool(self._fast)
         )
         return lambda tiles: other.logits(tiles, modality)
 
