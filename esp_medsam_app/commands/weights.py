@@ -183,6 +183,24 @@ def register(app: typer.Typer) -> None:
         Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
 
     @group.command()
+    def mix(
+        before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A bundle.")],
+        after: Annotated[
+            Path, typer.Argument(metavar="AFTER", help="What was trained with --start BEFORE.")
+        ],
+        output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The new one.")],
+        share: Annotated[
+            float, typer.Option(min=0, max=1, help="Of the way from BEFORE to AFTER.")
+        ] = 0.5,
+    ) -> None:
+        """Make a bundle with weights between those of two: gains of a training, fewer losses."""
+        from esp_medsam_app.weights.bundle import load_any_bundle
+        from esp_medsam_app.weights.merging import mix_bundles
+
+        bundle = mix_bundles(load_any_bundle(before), load_any_bundle(after), output, share=share)
+        Screen().say(f"wrote {bundle.path}: {', '.join(bundle.modalities)}")
+
+    @group.command()
     def card(
         bundle: Annotated[Path, typer.Option("--bundle", metavar="DIR", help="The bundle.")],
         report: Annotated[

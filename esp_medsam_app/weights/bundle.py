@@ -441,6 +441,16 @@ def round_modality(network: EspMedSam | DeSam, name: str) -> None:
     owned.load_state_dict(restore(stored(owned.state_dict())))
 
 
+def mix_modality(
+    network: EspMedSam | DeSam, other: EspMedSam | DeSam, name: str, share: float
+) -> None:
+    """Move what one modality of a network owns towards another network's, by a share of the way."""
+    owned, wanted = _owned(network, name), _owned(other, name).state_dict()
+    owned.load_state_dict(
+        {key: value.lerp(wanted[key], share) for key, value in owned.state_dict().items()}
+    )
+
+
 def save_encoder(folder: Path, encoder: nn.Module, like: Backbone, *, name: str) -> Backbone:
     """Write an encoder that was trained into a bundle's folder, as its own backbone (float32).
 

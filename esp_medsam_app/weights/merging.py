@@ -1,4 +1,4 @@
-"""Bundles of single modalities put together."""
+"""Bundles put together: of single modalities, or between one and what it was trained further to."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from esp_medsam_app.errors import WeightsError
-from esp_medsam_app.weights.bundle import OWN_BACKBONE, Bundle, save_description
+from esp_medsam_app.weights.bundle import (
+    OWN_BACKBONE,
+    Bundle,
+    mix_modality,
+    save_description,
+    save_modality,
+)
 from esp_medsam_app.weights.classifier_file import carry_over
-from esp_medsam_app.weights.integrity import check_sha256
+from esp_medsam_app.weights.integrity import check_sha256, sha256_of
 
 
 def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle:
@@ -69,13 +76,67 @@ def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle
     return bundle
 
 
+def mix_bundles(before: Bundle, after: Bundle, output: Path, *, share: float = 0.5) -> Bundle:
+    """Weights between those of a bundle and of one that was trained further from it.
+
+    What a training gains on its own site is largely kept, and what it loses on others largely not
+    lost: weights on the straight line between the two (arXiv 2109.01903). Scores and limits of what
+    is mixed are left out.
+
+    Args:
+        before: where the training began.
+        after: what it wrote.
+        output: folder that is written; none of theirs.
+        share: of the way from `before` to `after`, 0 to 1.
+
+    Raises:
+        WeightsError: they differ in what they share, none or only one of them has the weights of a
+            modality, or a file is missing or damaged.
+    """
+    if output.resolve() in (before.path.resolve(), after.path.resolve()):
+        raise WeightsError("a bundle cannot be mixed into itself", path=output)
+    _check_alike(before, after)
+    gone, changed = after.changes_from(before)
+    if gone or not changed or not before.modalities.keys() >= set(changed):
+        raise WeightsError(
+            f"it was not trained further from {before.path}",
+            path=after.path,
+            remedy="Give a bundle, and one that `esp-medsam train --start` made of it",
+        )
+    said = after.description
+    for file, digest in said.files.items():
+        check_sha256(after.file(file), digest)
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(after.file(file), output / file)
+    network, trained = before.load_network(changed), after.load_network(changed)
+    files = dict(said.files)
+    for name in changed:
+        mix_modality(network, trained, name, share)
+        file = after.modality_file(name)
+        save_modality(output / file, network, name)
+        files[file] = sha256_of(output / file)
+    runs = _runs(after)
+    known = len(_runs(before))
+    further = [{**run, "share": share} for run in runs[known:]]
+    mixed = said.model_copy(
+        update={
+            "training": {**said.training, "runs": [*runs[:known], *further]},
+            **said.told_but_of(changed),
+            "files": files,
+        }
+    )
+    bundle = replace(after, path=output, description=mixed)
+    save_description(bundle)
+    return bundle
+
+
 def _together(parts: Sequence[Bundle], field: str) -> dict[str, object]:
     """What all tell of their modalities."""
     return {k: v for part in parts for k, v in getattr(part.description, field).items()}
 
 
-def _runs(part: Bundle) -> list[object]:
-    runs: list[object] = part.description.training.get("runs", [])
+def _runs(part: Bundle) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = part.description.training.get("runs", [])
     return runs
 
 

@@ -277,9 +277,12 @@ def _run(run: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in run["recipe"].items())
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     teacher = f" by {run['teacher']}" if "teacher" in run else ""
+    mixed = ""
+    if "share" in run:
+        mixed = f" Of the way from the weights before to its own {run['share']:.0%} were gone."
     return (
         f"- {', '.join(run['data'])}{teacher}: {settings}. Finished {run['finished']} with "
-        f"{versions}."
+        f"{versions}.{mixed}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.weights import Bundle, load_bundle, save_bundle
 from esp_medsam_app.weights.backbones import LITE_MEDSAM
 from esp_medsam_app.weights.bundle import DECODER, controller_file
+from esp_medsam_app.weights.merging import mix_bundles
 
 ONE = Modality(name="one", title="One", description="", dimension=2, labels={"a": 1})
 TWO = Modality(name="two", title="Two", description="", dimension=3, labels={"b": 1, "c": 2})
@@ -79,6 +81,38 @@ def test_what_was_said_of_modalities_that_learn_anew_is_left_out(
     assert again.description.told_but_of([]) == told
     kept = again.description.told_but_of(["one"])
     assert kept == {"presence": {"two": 0.25}, "precision": {}, "scores": {}}
+
+
+def test_weights_between_two_bundles(network: EspMedSam, bundle: Bundle, tmp_path: Path) -> None:
+    further = copy.deepcopy(network)
+    for parameter in further.controllers["two"].parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.01)
+    after = save_bundle(
+        tmp_path / "after",
+        further,
+        [ONE, TWO],
+        name="after",
+        backbone=LITE_MEDSAM,
+        training={"runs": [{"data": {"two": {}}}]},
+        told={"presence": {"one": 0.5, "two": 0.25}},
+    )
+    mixed = mix_bundles(bundle, after, tmp_path / "mixed", share=0.25)
+    again = load_bundle(mixed.path)
+    again.verify()
+    assert again.description.training["runs"] == [{"data": {"two": {}}, "share": 0.25}]
+    assert again.description.presence == {"one": 0.5}
+    file = controller_file("one")
+    assert again.description.files[file] == bundle.description.files[file]
+    states = [b.load_network().controllers["two"].state_dict() for b in (bundle, after, again)]
+    for name, first in states[0].items():
+        wanted = first.lerp(states[1][name], 0.25)
+        # as rounded as both were
+        assert (states[2][name] - wanted).norm() <= 0.01 * wanted.norm()
+    for other in (bundle, load_bundle()):
+        with pytest.raises(WeightsError):
+            mix_bundles(bundle, other, tmp_path / "refused")
+    with pytest.raises(WeightsError, match="into itself"):
+        mix_bundles(bundle, after, after.path)
 
 
 def test_some_modalities_only(bundle: Bundle) -> None:
