@@ -248,6 +248,14 @@ def test_versions_that_there_are_not(
     assert message in capsys.readouterr().err
 
 
+def test_weights_of_two_trainings_are_not_mixed(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("weights", "mix", bundle.path, bundle.path, "-o", tmp_path / "mixed") == 2
+    assert "was not trained further" in capsys.readouterr().err
+    assert not (tmp_path / "mixed").exists()
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("weights", "list", "--versions", tmp_path / "nowhere") == 2
     assert "no such folder" in capsys.readouterr().err

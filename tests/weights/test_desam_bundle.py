@@ -26,7 +26,7 @@ from esp_medsam_app.weights.desam_bundle import (
     save_desam,
 )
 from esp_medsam_app.weights.desam_prompts import PROMPT_MODES, MaskRules, PromptMode
-from esp_medsam_app.weights.merging import merge_bundles
+from esp_medsam_app.weights.merging import merge_bundles, mix_bundles
 from esp_medsam_app.weights.official_desam import load_official_desam, official_bundle
 from esp_medsam_app.weights.versions import VersionStore
 
@@ -100,6 +100,20 @@ def test_bundles_of_single_modalities_are_merged(
     loaded = again.load_network()
     assert torch.equal(masks(loaded, "new"), masks(other.load_network(), "new"))
     assert torch.equal(masks(loaded, "two"), masks(bundle.load_network(), "two"))
+
+
+def test_a_decoder_between_two(network: DeSam, bundle: DeSamBundle, tmp_path: Path) -> None:
+    other = network.sharing()
+    add_fresh_decoder(other, ENCODER, TWO, seed=1)
+    rules = MaskRules(points_per_side=5)
+    after = save_desam(tmp_path / "b", other, [ONE, TWO], name="b", encoder=ENCODER, rules=rules)
+    mixed = load_desam(mix_bundles(bundle, after, tmp_path / "mixed").path)
+    mixed.verify()
+    assert mixed.description.smallest_regions == {}
+    loaded = [b.load_network().decoder("two").state_dict() for b in (bundle, after, mixed)]
+    for name, first in loaded[0].items():
+        wanted = (first + loaded[1][name]) / 2
+        assert (loaded[2][name] - wanted).norm() <= 0.01 * wanted.norm()
 
 
 def test_other_rules_or_another_family_are_not_merged(
