@@ -12,6 +12,7 @@ from esp_medsam_app.errors import WeightsError
 from esp_medsam_app.weights.bundle import (
     OWN_BACKBONE,
     Bundle,
+    BundleDescription,
     mix_modality,
     save_description,
     save_modality,
@@ -90,14 +91,19 @@ def mix_bundles(before: Bundle, after: Bundle, output: Path, *, share: float = 0
         share: of the way from `before` to `after`, 0 to 1.
 
     Raises:
-        WeightsError: they differ in what they share, none or only one of them has the weights of a
-            modality, or a file is missing or damaged.
+        WeightsError: they differ in what they share, or one was not trained further from the other:
+            no modality's weights differ, or its labels do, or only one has it; or a file is missing
+            or damaged.
     """
     if output.resolve() in (before.path.resolve(), after.path.resolve()):
         raise WeightsError("a bundle cannot be mixed into itself", path=output)
     _check_alike(before, after)
     gone, changed = after.changes_from(before)
-    if gone or not changed or not before.modalities.keys() >= set(changed):
+    known = before.modalities
+    alike = all(
+        name in known and known[name].labels == after.modality(name).labels for name in changed
+    )
+    if gone or not changed or not alike:
         raise WeightsError(
             f"it was not trained further from {before.path}",
             path=after.path,
@@ -116,12 +122,14 @@ def mix_bundles(before: Bundle, after: Bundle, output: Path, *, share: float = 0
         save_modality(output / file, network, name)
         files[file] = sha256_of(output / file)
     runs = _runs(after)
-    known = len(_runs(before))
-    further = [{**run, "share": share} for run in runs[known:]]
+    earlier = len(_runs(before))
+    further = [{**run, "share": share} for run in runs[earlier:]]
+    kept = said.told_but_of(changed)
     mixed = said.model_copy(
         update={
-            "training": {**said.training, "runs": [*runs[:known], *further]},
-            **said.told_but_of(changed),
+            "training": {**said.training, "runs": [*runs[:earlier], *further]},
+            # what is told of weights; DeSAM's smallest regions are told of labels
+            **{field: kept[field] for field in BundleDescription.by_modality},
             "files": files,
         }
     )

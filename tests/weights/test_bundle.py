@@ -108,9 +108,19 @@ def test_weights_between_two_bundles(network: EspMedSam, bundle: Bundle, tmp_pat
         wanted = first.lerp(states[1][name], 0.25)
         # as rounded as both were
         assert (states[2][name] - wanted).norm() <= 0.01 * wanted.norm()
-    for other in (bundle, load_bundle()):
+    more = TWO.model_copy(update={"labels": {"b": 1}})
+    fewer = save_bundle(
+        tmp_path / "fewer",
+        new_network(LITE_MEDSAM, [ONE, more]),
+        [ONE, more],
+        name="fewer",
+        backbone=LITE_MEDSAM,
+        training={},
+    )
+    for other in (bundle, load_bundle(), fewer):
         with pytest.raises(WeightsError):
             mix_bundles(bundle, other, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
     with pytest.raises(WeightsError, match="into itself"):
         mix_bundles(bundle, after, after.path)
 

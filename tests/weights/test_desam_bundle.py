@@ -106,10 +106,14 @@ def test_a_decoder_between_two(network: DeSam, bundle: DeSamBundle, tmp_path: Pa
     other = network.sharing()
     add_fresh_decoder(other, ENCODER, TWO, seed=1)
     rules = MaskRules(points_per_side=5)
-    after = save_desam(tmp_path / "b", other, [ONE, TWO], name="b", encoder=ENCODER, rules=rules)
+    told = {"smallest_regions": {"two": 40}, "scores": {"two": {}}}
+    after = save_desam(
+        tmp_path / "b", other, [ONE, TWO], name="b", encoder=ENCODER, rules=rules, told=told
+    )
     mixed = load_desam(mix_bundles(bundle, after, tmp_path / "mixed").path)
     mixed.verify()
-    assert mixed.description.smallest_regions == {}
+    assert mixed.description.smallest_regions == {"two": 40}
+    assert mixed.description.scores == {}
     loaded = [b.load_network().decoder("two").state_dict() for b in (bundle, after, mixed)]
     for name, first in loaded[0].items():
         wanted = (first + loaded[1][name]) / 2
