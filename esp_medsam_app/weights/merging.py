@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,7 @@ def merge_bundles(parts: Sequence[Bundle], output: Path, *, name: str) -> Bundle
     shared = [file for file in (parts[0].shared_file, OWN_BACKBONE) if file in first.files]
     origins = dict.fromkeys(shared, parts[0])
     origins |= {part.modality_file(modality): part for modality, part in known.items()}
-    for file, part in origins.items():
-        check_sha256(part.file(file), part.description.files[file])
-        (output / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(part.file(file), output / file)
+    _copy(origins, output)
     # prompts and rules of DeSAM are among what they share
     merged = first.model_copy(
         update={
@@ -110,10 +107,7 @@ def mix_bundles(before: Bundle, after: Bundle, output: Path, *, share: float = 0
             remedy="Give a bundle, and one that `esp-medsam train --start` made of it",
         )
     said = after.description
-    for file, digest in said.files.items():
-        check_sha256(after.file(file), digest)
-        (output / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(after.file(file), output / file)
+    _copy(dict.fromkeys(said.files, after), output)
     network, trained = before.load_network(changed), after.load_network(changed)
     files = dict(said.files)
     for name in changed:
@@ -136,6 +130,14 @@ def mix_bundles(before: Bundle, after: Bundle, output: Path, *, share: float = 0
     bundle = replace(after, path=output, description=mixed)
     save_description(bundle)
     return bundle
+
+
+def _copy(origins: Mapping[str, Bundle], output: Path) -> None:
+    """Put files of bundles into a folder. Raises WeightsError for one that is damaged."""
+    for file, part in origins.items():
+        check_sha256(part.file(file), part.description.files[file])
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part.file(file), output / file)
 
 
 def _together(parts: Sequence[Bundle], field: str) -> dict[str, object]:

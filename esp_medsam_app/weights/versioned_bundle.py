@@ -63,7 +63,7 @@ def with_versions(base: Bundle, store: Path, versions: Mapping[str, Version]) ->
         update={
             "modalities": list({**base.modalities, **trained}.values()),
             "files": {**said.files, **sums},
-            "scores": {name: kept for name, kept in said.scores.items() if name not in versions},
+            "scores": said.told_but_of(versions)["scores"],
         }
     )
     kind = VersionedDeSamBundle if isinstance(base, DeSamBundle) else VersionedBundle

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,16 +34,28 @@ def network() -> EspMedSam:
     return network
 
 
-@pytest.fixture
-def bundle(network: EspMedSam, tmp_path: Path) -> Bundle:
+def saved(
+    path: Path,
+    network: EspMedSam,
+    modalities: Sequence[Modality] = (ONE, TWO),
+    *,
+    training: dict[str, Any] | None = None,
+    told: dict[str, Any] | None = None,
+) -> Bundle:
     return save_bundle(
-        tmp_path / "bundle",
+        path,
         network,
-        [ONE, TWO],
+        modalities,
         name="test",
         backbone=LITE_MEDSAM,
-        training={"seed": 5},
+        training=training or {},
+        told=told,
     )
+
+
+@pytest.fixture
+def bundle(network: EspMedSam, tmp_path: Path) -> Bundle:
+    return saved(tmp_path / "bundle", network, training={"seed": 5})
 
 
 def test_round_trip(network: EspMedSam, bundle: Bundle) -> None:
@@ -65,15 +79,7 @@ def test_what_was_said_of_modalities_that_learn_anew_is_left_out(
         "precision": {"one": "float32"},
         "scores": {"one": {"val": {}}},
     }
-    bundle = save_bundle(
-        tmp_path / "told",
-        network,
-        [ONE, TWO],
-        name="test",
-        backbone=LITE_MEDSAM,
-        training={},
-        told=told,
-    )
+    bundle = saved(tmp_path / "told", network, told=told)
     again = load_bundle(bundle.path)
     assert again.presence("one") == 0.5
     assert again.needs_float32("one")
@@ -87,15 +93,9 @@ def test_weights_between_two_bundles(network: EspMedSam, bundle: Bundle, tmp_pat
     further = copy.deepcopy(network)
     for parameter in further.controllers["two"].parameters():
         parameter.add_(torch.randn_like(parameter) * 0.01)
-    after = save_bundle(
-        tmp_path / "after",
-        further,
-        [ONE, TWO],
-        name="after",
-        backbone=LITE_MEDSAM,
-        training={"runs": [{"data": {"two": {}}}]},
-        told={"presence": {"one": 0.5, "two": 0.25}},
-    )
+    told = {"presence": {"one": 0.5, "two": 0.25}}
+    training = {"runs": [{"data": {"two": {}}}]}
+    after = saved(tmp_path / "after", further, training=training, told=told)
     mixed = mix_bundles(bundle, after, tmp_path / "mixed", share=0.25)
     again = load_bundle(mixed.path)
     again.verify()
@@ -109,14 +109,7 @@ def test_weights_between_two_bundles(network: EspMedSam, bundle: Bundle, tmp_pat
         # as rounded as both were
         assert (states[2][name] - wanted).norm() <= 0.01 * wanted.norm()
     more = TWO.model_copy(update={"labels": {"b": 1}})
-    fewer = save_bundle(
-        tmp_path / "fewer",
-        new_network(LITE_MEDSAM, [ONE, more]),
-        [ONE, more],
-        name="fewer",
-        backbone=LITE_MEDSAM,
-        training={},
-    )
+    fewer = saved(tmp_path / "fewer", new_network(LITE_MEDSAM, [ONE, more]), [ONE, more])
     for other in (bundle, load_bundle(), fewer):
         with pytest.raises(WeightsError):
             mix_bundles(bundle, other, tmp_path / "refused")
