@@ -45,18 +45,8 @@ keep_pages() {
   export MALLOC_TOP_PAD_=200000000
 }
 
-# Cases whose twin or patient is in the training split, as `esp-medsam data check` and the names
-# tell: not scored. left_out MODALITY SPLIT
+# Cases that are not scored, and why: scripts/left_out.txt. left_out MODALITY SPLIT
 left_out() {
-  case "$1 $2" in
-    "dermoscopy test") # the same picture as ISIC_0015124 of isic2017
-      echo ISIC_0000171 ;;
-    "fundus_vessels val") # the same eye as 22_A
-      echo 23_A ;;
-    "xray_chest val") # the patients of auntminnie-b and lancet-case2a
-      echo auntminnie-a-2020_01_28_23_51_6665_2020_01_28_Vietnam_coronavirus lancet-case2b ;;
-    "xray_chest test") # the patients of F4341CE7-..., gr1_lrg-a, nejmoa2001191_f1-PA, ...-day0, ...
-      echo E63574A7-4188-4C8D-8D17-9D67A18A1AFA gr1_lrg-b nejmoa2001191_f5-PA \
-        pneumococcal-pneumonia-day35 covid-19-pneumonia-rapidly-progressive-12-hours ;;
-  esac
+  awk -v modality="$1" -v part="$2" '$1 == modality && $2 == part { print $3 }' \
+    "$(dirname "${BASH_SOURCE[0]}")/left_out.txt"
 }

@@ -21,6 +21,7 @@ ORDER = [
     "server",
     "learning",
     "baselines",
+    "dataset",
     "training",
     "active_learning",
     "evaluation",

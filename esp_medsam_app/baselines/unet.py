@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.whole_files import written_whole
+from esp_medsam_app.dataset import prepare_caches
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast, choose_device
@@ -203,7 +204,8 @@ def fit_unet(
         check_sha256(weights, record.sha256)
         load_model(network, weights)
         return network.eval().requires_grad_(False), record
-    views = make_views({modality.name: pairs}, [modality], recipe, tile, place)
+    caches = prepare_caches({modality.name: pairs}, [modality], tile=tile, place=place)
+    views = make_views(caches, [modality], recipe, tile)
     network.to(place.device)
     checkpoint = Checkpoint(place.work / CHECKPOINT, network, lambda name: True)
     steps, done = recipe.joint_steps, checkpoint.step(PHASE)

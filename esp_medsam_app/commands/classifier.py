@@ -71,13 +71,13 @@ def register(app: typer.Typer) -> None:
         bundle does not have are told apart, too: their images are then asked about, not mistaken.
         The more kinds of images it knows, the less is mistaken.
         """
-        from esp_medsam_app.training.classifier import ClassifierRecipe, fit_classifier
-        from esp_medsam_app.training.classifier_features import (
+        from esp_medsam_app.dataset.classifier_features import (
             FeatureStore,
             class_images,
             plain_features,
             training_features,
         )
+        from esp_medsam_app.training.classifier import ClassifierRecipe, fit_classifier
         from esp_medsam_app.weights import load_bundle
         from esp_medsam_app.weights.classifier_file import save_classifier
 
@@ -150,9 +150,9 @@ def register(app: typer.Typer) -> None:
         Of images of anything that is no modality of the bundle, e.g. none=DIR, it is right to ask.
         """
         from esp_medsam_app.data.reading import read_image
+        from esp_medsam_app.dataset.classifier_features import class_images
         from esp_medsam_app.evaluation.modality_reading import judge_readings
         from esp_medsam_app.inference.modality_reader import looking, read_modality
-        from esp_medsam_app.training.classifier_features import class_images
         from esp_medsam_app.weights import load_bundle
         from esp_medsam_app.weights.classifier_file import keep_scores, load_classifier
 

@@ -103,9 +103,9 @@ def common(
 
     from esp_medsam_app.data.reading import find_images
     from esp_medsam_app.data.whole_files import written_whole
+    from esp_medsam_app.dataset.unlabelled import UnlabelledViews
     from esp_medsam_app.training.distillation import distil_common
     from esp_medsam_app.training.record import claim
-    from esp_medsam_app.training.unlabelled import UnlabelledViews
     from esp_medsam_app.weights.backbones import LITE_MEDSAM, load_encoder
     from esp_medsam_app.weights.integrity import sha256_of
     from esp_medsam_app.weights.sam_teachers import sam_teacher_encoder
@@ -161,6 +161,7 @@ def teacher(
     learn. Without, it is the shared backbone, which learns as a whole: from the recipe's cached
     stage on. Such a teacher is a bundle without controllers, which `evaluate` reads.
     """
+    from esp_medsam_app.dataset import prepare_caches
     from esp_medsam_app.training.record import claim_work, describe
     from esp_medsam_app.training.starting import new_network
     from esp_medsam_app.training.trainer import Learners, train
@@ -185,7 +186,7 @@ def teacher(
     with surroundings(work, device, workers, slices_gb) as place:
         network = train(
             new_network(LITE_MEDSAM, modalities, design=TEACHER, encoder=encoder, seed=seed),
-            pairs,
+            prepare_caches(pairs, modalities, tile=LITE_MEDSAM.input_size, place=place),
             modalities,
             numbers,
             tile=LITE_MEDSAM.input_size,
@@ -230,6 +231,7 @@ def controllers(
 
     Backbone, batch norm and decoder stay as they are; the decoder is the teacher's.
     """
+    from esp_medsam_app.dataset import prepare_caches
     from esp_medsam_app.training.distillation import distil_controllers, with_decoder_of
     from esp_medsam_app.training.record import claim_work, describe
     from esp_medsam_app.training.starting import new_network
@@ -244,8 +246,9 @@ def controllers(
     claim_work(work, numbers, pairs, None, teacher=whose)
     student = with_decoder_of(new_network(used, modalities, seed=seed), taught)
     with surroundings(work, device, workers, slices_gb) as place:
+        caches = prepare_caches(pairs, modalities, tile=used.input_size, place=place)
         network = distil_controllers(
-            student, taught, pairs, modalities, numbers, tile=used.input_size, place=place
+            student, taught, caches, modalities, numbers, tile=used.input_size, place=place
         )
     if place.processes.first:
         save_bundle(
@@ -284,6 +287,7 @@ def compact(
     """
     from dataclasses import replace
 
+    from esp_medsam_app.dataset import prepare_caches
     from esp_medsam_app.training.compact import distil_compact, fitting
     from esp_medsam_app.training.compact_recipe import CompactRecipe
     from esp_medsam_app.training.record import claim_work, describe
@@ -307,8 +311,9 @@ def compact(
     )
     claim_work(work, numbers, pairs, full)
     with surroundings(work, device, workers, slices_gb) as place:
+        caches = prepare_caches(pairs, modalities, tile=tile, place=place)
         network = distil_compact(
-            full.load_network(folders), pairs, modalities, numbers, tile=tile, place=place
+            full.load_network(folders), caches, modalities, numbers, tile=tile, place=place
         )
     if not place.processes.first:
         return

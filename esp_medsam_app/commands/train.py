@@ -146,6 +146,7 @@ def register(app: typer.Typer) -> None:
                 )
             )
         _check_unused("desam", encoder=encoder)
+        from esp_medsam_app.dataset import prepare_caches
         from esp_medsam_app.training.record import claim_work, describe
         from esp_medsam_app.training.trainer import Learners
         from esp_medsam_app.training.trainer import train as run
@@ -162,9 +163,10 @@ def register(app: typer.Typer) -> None:
             _check_all_learn(old, folders)
         claim_work(work, numbers, pairs, old, design)
         with surroundings(work, device, workers, slices_gb) as place:
+            largest = numbers.largest_input(used.input_size)
             network = run(
                 _network(old, used, design, modalities, seed),
-                pairs,
+                prepare_caches(pairs, modalities, tile=largest, place=place),
                 modalities,
                 numbers,
                 tile=used.input_size,

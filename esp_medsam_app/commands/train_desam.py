@@ -48,6 +48,7 @@ def train_desam_bundle(options: DeSamTraining) -> None:
     Raises:
         EspMedSamError: cases, recipe, encoder or bundle that cannot be used.
     """
+    from esp_medsam_app.dataset import prepare_caches
     from esp_medsam_app.training.desam_recipe import DEFAULT_RECIPE, DeSamRecipe
     from esp_medsam_app.training.desam_regions import smallest_regions
     from esp_medsam_app.training.desam_trainer import train_desam
@@ -71,18 +72,17 @@ def train_desam_bundle(options: DeSamTraining) -> None:
     rules = old.description.rules if old is not None else MaskRules()
     claim_work(options.work, recipe, pairs, old, encoder=encoder)
     with surroundings(options.work, options.device, options.workers, options.slices_gb) as place:
+        caches = prepare_caches(pairs, modalities, tile=facts.tile, place=place)
         network = train_desam(
             _network(old, encoder, modalities, options.seed),
-            pairs,
+            caches,
             modalities,
             recipe,
             tile=facts.tile,
             place=place,
             feature_bytes=int(options.features_gb * 2**30),
         )
-        regions = smallest_regions(
-            pairs, modalities, rules.smallest_region, tile=facts.tile, place=place
-        )
+        regions = smallest_regions(caches, modalities, rules.smallest_region, tile=facts.tile)
     if not place.processes.first:
         return
     learned = {modality.name: modality for modality in modalities}

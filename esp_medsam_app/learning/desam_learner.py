@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from esp_medsam_app.dataset import prepare_caches
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast
 from esp_medsam_app.learning.material import Material, held_out_tiles, with_cases
@@ -23,7 +24,7 @@ from esp_medsam_app.training.desam_losses import (
     random_points,
 )
 from esp_medsam_app.training.desam_recipe import DeSamRecipe
-from esp_medsam_app.training.inputs import placed, prepare_stores, views_of_stores
+from esp_medsam_app.training.inputs import placed, views_of
 from esp_medsam_app.training.sources import compute_once
 from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.weights.desam_prompts import PromptMode
@@ -160,9 +161,9 @@ def desam_material(
         compute_once(folder, len(tiles), tiles.__getitem__, encode, place.counting(task))
         return with_cases(folder, tiles.cases)
     assert recipe.views is not None
-    stores = prepare_stores({modality.name: pairs}, [modality], tile, place)
-    views = views_of_stores(
-        stores, modality, [modality], tile=tile, seed=recipe.seed, absent=recipe.absent
+    caches = prepare_caches({modality.name: pairs}, [modality], tile=tile, place=place)
+    views = views_of(
+        caches, modality, [modality], tile=tile, seed=recipe.seed, absent=recipe.absent
     )
     folder = place.work / "features"
     task = f"features {modality.name}"

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from esp_medsam_app.dataset import prepare_caches, prepare_slices
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.tiny_vit import TinyViT
-from esp_medsam_app.training.canvases import CanvasStore
 from esp_medsam_app.training.inputs import features_of, make_views
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.slice_tiles import SliceTiles
@@ -76,7 +76,8 @@ def training_material(
     Raises:
         InputError: a case that cannot be used.
     """
-    views = make_views({modality.name: pairs}, [modality], recipe, tile, place)
+    caches = prepare_caches({modality.name: pairs}, [modality], tile=tile, place=place)
+    views = make_views(caches, [modality], recipe, tile)
     features, _ = features_of(network, views, recipe, place)[modality.name]
     folder = place.work / f"features_{recipe.cached_stage}" / modality.name
     return with_cases(folder, [views[modality.name].case(i) for i in range(len(features))])
@@ -132,7 +133,7 @@ def held_out_tiles(
     Raises:
         InputError: a case that cannot be used.
     """
-    store = CanvasStore.prepare(
+    store = prepare_slices(
         place.work / "held_out_slices",
         pairs,
         modality,

@@ -17,7 +17,20 @@ from pydantic import (
 from esp_medsam_app.modalities.terms import Term
 
 AcquisitionChange = Literal[
-    "colour", "illumination", "inversion", "low_resolution", "ringing", "speckle", "window"
+    "colour",
+    "cutout",
+    "frame",
+    "highlights",
+    "illumination",
+    "inversion",
+    "jpeg",
+    "low_resolution",
+    "panels",
+    "ringing",
+    "speckle",
+    "stain",
+    "text",
+    "window",
 ]
 BodyPart = Annotated[str, StringConstraints(pattern=r"^[A-Z]+$")]
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -76,18 +89,23 @@ class Augmentation(_Frozen):
         flips: subset of `left_right`, `up_down`.
         quarter_turns: any rotation by 90 degrees.
         rotation: largest other rotation, degrees.
-        scale: largest relative change of size.
+        scale: largest relative change of size; 0.5 gives two thirds to one and a half times.
+        aspect: largest relative change of the ratio of height to width.
         intensity: strength of gamma, contrast, noise and blur, 0 to 1.
-        acquisition: how other devices and sites differ: `colour` (cast, saturation, stain),
-            `illumination` (uneven light, a coil's bias field, attenuation), `inversion` (dark on
-            bright and the other way), `low_resolution`, `ringing` (Gibbs), `speckle`,
-            `window` (a wider one, of CT).
+        acquisition: how other devices and sites differ: `colour` (cast, saturation, grey),
+            `cutout` (boxes that hide the image), `frame` (the surround of an endoscope),
+            `highlights` (reflections), `illumination` (uneven light, a coil's bias field,
+            attenuation), `inversion` (dark on bright and the other way), `jpeg` (compression),
+            `low_resolution`, `panels` (a second picture, redaction bars), `ringing` (Gibbs),
+            `speckle`, `stain` (other dyes and filters), `text` (burnt-in text, calipers),
+            `window` (narrower and wider ones, of CT).
     """
 
     flips: tuple[Literal["left_right", "up_down"], ...] = ()
     quarter_turns: bool = False
     rotation: float = Field(default=10.0, ge=0, le=180)
-    scale: float = Field(default=0.1, ge=0, lt=1)
+    scale: float = Field(default=0.1, ge=0, le=2)
+    aspect: float = Field(default=0.0, ge=0, le=1)
     intensity: float = Field(default=0.5, ge=0, le=1)
     acquisition: tuple[AcquisitionChange, ...] = ()
 
@@ -108,6 +126,8 @@ class Modality(_Frozen):
         intensity: how grey values are scaled.
         tiles: how large images are cut.
         augmentation: for training.
+        paired_labels: pairs of labels of a left and a right structure. A mirrored training image
+            has them exchanged.
         terms: codes and colours by label, for DICOM; labels may lack one.
     """
 
@@ -122,6 +142,7 @@ class Modality(_Frozen):
     intensity: Intensity = Intensity()
     tiles: Tiles = Tiles()
     augmentation: Augmentation = Augmentation()
+    paired_labels: tuple[tuple[str, str], ...] = ()
     terms: dict[str, Term] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -129,6 +150,18 @@ class Modality(_Frozen):
         strange = sorted(set(self.terms) - set(self.labels))
         if strange:
             raise ValueError(f"terms of {', '.join(strange)}, which is none of the labels")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_of_labels(self) -> Modality:
+        named = [label for pair in self.paired_labels for label in pair]
+        strange = sorted(set(named) - set(self.labels))
+        if strange:
+            raise ValueError(
+                f"paired_labels names {', '.join(strange)}, which is none of the labels"
+            )
+        if len(set(named)) < len(named):
+            raise ValueError("paired_labels names a label twice")
         return self
 
     @field_validator("name")

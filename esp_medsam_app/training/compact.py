@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast, choose_precision
 from esp_medsam_app.inference.fast_network import FastNetwork
 from esp_medsam_app.modalities import Modality
@@ -30,11 +29,11 @@ from esp_medsam_app.training.inputs import (
     computed,
     embed_from,
     placed,
-    prepare_stores,
-    views_of_stores,
+    views_of,
 )
 from esp_medsam_app.training.losses import SegmentationLoss
 from esp_medsam_app.training.optimisation import CHECKPOINT, Checkpoint, Phase, optimise
+from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.sources import (
     Batch,
     BatchSource,
@@ -51,7 +50,7 @@ _OWNED = ("controllers.", "queries.")
 
 def distil_compact(
     teacher: EspMedSam,
-    data: Mapping[str, Sequence[CasePair]],
+    caches: Mapping[str, SliceCache],
     modalities: Sequence[Modality],
     recipe: CompactRecipe,
     *,
@@ -62,7 +61,7 @@ def distil_compact(
 
     Args:
         teacher: the full model; it has controllers and all of `modalities`. It stays as it is.
-        data: training cases of each modality, by name.
+        caches: slices of each modality's cases, by name.
         modalities: what to train, one after the other.
         recipe: all numbers.
         tile: side of the teacher's input, pixels.
@@ -73,20 +72,19 @@ def distil_compact(
         The compact network in evaluation mode, on the CPU.
 
     Raises:
-        InputError: a case that cannot be used, a loss that is no number, a damaged checkpoint.
+        InputError: a loss that is no number, a damaged checkpoint.
     """
     torch.manual_seed(recipe.seed)
     device = torch.device(place.device)
     teacher.to(device).eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
     checkpoint = Checkpoint(place.work / CHECKPOINT, student, lambda name: name.startswith(_OWNED))
-    stores = prepare_stores(data, modalities, tile, place)
     lessons = _Lessons(teacher, student, recipe, device)
     for modality in modalities:
         name = modality.name
         if not checkpoint.finished(name):
-            views = views_of_stores(
-                stores, modality, modalities, tile=tile, seed=recipe.seed, absent=recipe.absent
+            views = views_of(
+                caches, modality, modalities, tile=tile, seed=recipe.seed, absent=recipe.absent
             )
             groups = query_groups(student, [name], recipe.query_rate)
             groups += controller_groups(student, [name], recipe.controller_rate)

@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esp_medsam_app.evaluation.metrics import mask_dice
-from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.desam_masks import cleaned_mask, region_pixels
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.training.inputs import prepare_stores
+from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.slice_tiles import SliceTiles
-from esp_medsam_app.training.surroundings import Surroundings
 
 # What is left of the labels, their mean Dice with themselves, at least.
 LEFT = 0.99
@@ -27,29 +25,23 @@ SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
 def smallest_regions(
-    data: Mapping[str, Sequence[CasePair]],
+    caches: Mapping[str, SliceCache],
     modalities: Sequence[Modality],
     largest: int,
     *,
     tile: int,
-    place: Surroundings,
 ) -> dict[str, int]:
     """Of each modality whose labels the rule would spoil, how small regions have to be instead.
 
     Args:
-        data: training cases of each modality, by name.
+        caches: slices of each modality's cases, by name.
         modalities: that learn.
         largest: the rule, in pixels of a mask of 256 x 256.
         tile: side of the network's masks, pixels.
-        place: folder of the training, whose slices it uses.
-
-    Raises:
-        InputError: a case that cannot be used.
     """
-    stores = prepare_stores(data, modalities, tile, place)
     found = {}
     for modality in modalities:
-        tiles = SliceTiles(stores[modality.name], modality, tile, most=TILES, empty=0)
+        tiles = SliceTiles(caches[modality.name], modality, tile, most=TILES, empty=0)
         labels = (tiles[number][1].numpy() for number in range(len(tiles)))
         masks = [label == value for label in labels for value in modality.labels.values()]
         limit = harmless([mask for mask in masks if mask.any()], largest)

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks.desam import DeSam
-from esp_medsam_app.training.canvases import CanvasStore
 from esp_medsam_app.training.desam_features import (
     DEFAULT_FEATURE_BYTES,
     BoundedFeatures,
@@ -21,8 +19,9 @@ from esp_medsam_app.training.desam_features import (
 )
 from esp_medsam_app.training.desam_losses import DeSamLoss, hits_of, in_frame, random_points
 from esp_medsam_app.training.desam_recipe import DeSamRecipe
-from esp_medsam_app.training.inputs import placed, prepare_stores, views_of_stores
+from esp_medsam_app.training.inputs import placed, views_of
 from esp_medsam_app.training.optimisation import Checkpoint, Phase, optimise
+from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.slice_tiles import SliceTiles
 from esp_medsam_app.training.sources import Batch, Turns
 from esp_medsam_app.training.surroundings import Surroundings
@@ -30,7 +29,7 @@ from esp_medsam_app.training.surroundings import Surroundings
 
 def train_desam(
     network: DeSam,
-    data: Mapping[str, Sequence[CasePair]],
+    caches: Mapping[str, SliceCache],
     modalities: Sequence[Modality],
     recipe: DeSamRecipe,
     *,
@@ -42,7 +41,7 @@ def train_desam(
 
     Args:
         network: it has all of `modalities`. It is changed.
-        data: training cases of each modality, by name.
+        caches: slices of each modality's cases, by name.
         modalities: what to train.
         recipe: all numbers.
         tile: side of the network's input, pixels.
@@ -54,15 +53,14 @@ def train_desam(
         The network in evaluation mode, on the CPU.
 
     Raises:
-        InputError: a case that cannot be used, a loss that is no number, a damaged checkpoint.
+        InputError: a loss that is no number, a damaged checkpoint.
     """
     torch.manual_seed(recipe.seed)
     network.to(place.device).eval().requires_grad_(False)
-    stores = prepare_stores(data, modalities, tile, place)
     encode = encoding(network, torch.device(place.device))
     for modality in modalities:
         name = modality.name
-        views, count = _views(stores, modality, modalities, recipe, tile)
+        views, count = _views(caches, modality, modalities, recipe, tile)
         steps = recipe.steps(count)
         decoder = network.decoder(name)
         checkpoint = Checkpoint(place.work / f"checkpoint_{name}.pt", decoder, lambda key: True)
@@ -112,20 +110,20 @@ class DeSamSteps:
 
 
 def _views(
-    stores: Mapping[str, CanvasStore],
+    caches: Mapping[str, SliceCache],
     modality: Modality,
     modalities: Sequence[Modality],
     recipe: DeSamRecipe,
     tile: int,
 ) -> tuple[Views, int]:
     """Views of a modality and their number."""
-    store = stores[modality.name]
+    cache = caches[modality.name]
     if recipe.views is not None:
-        views = views_of_stores(
-            stores, modality, modalities, tile=tile, seed=recipe.seed, absent=recipe.absent
+        views = views_of(
+            caches, modality, modalities, tile=tile, seed=recipe.seed, absent=recipe.absent
         )
         return views, recipe.views
-    labelled = len(store) - len(store.empty)
+    labelled = len(cache) - len(cache.empty)
     empty = round(labelled * recipe.absent / (1 - recipe.absent))
-    tiles = SliceTiles(store, modality, tile, empty=empty)
+    tiles = SliceTiles(cache, modality, tile, empty=empty)
     return tiles, len(tiles)

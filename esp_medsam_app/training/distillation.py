@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
@@ -32,9 +31,10 @@ from esp_medsam_app.training.inputs import (
 )
 from esp_medsam_app.training.optimisation import CHECKPOINT, Checkpoint, Phase, optimise
 from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.sources import Batch, BatchSource, CachedFeatures, FreshViews
 from esp_medsam_app.training.surroundings import Surroundings
-from esp_medsam_app.training.unlabelled import UnlabelledViews
+from esp_medsam_app.training.views import Views
 
 COMMON = "common"
 
@@ -42,7 +42,7 @@ COMMON = "common"
 def distil_common(
     student: TinyViT,
     teacher: nn.Module,
-    images: UnlabelledViews,
+    images: Views,
     recipe: Recipe,
     *,
     place: Surroundings,
@@ -87,7 +87,7 @@ def distil_common(
 def distil_controllers(
     student: EspMedSam,
     teacher: EspMedSam,
-    data: Mapping[str, Sequence[CasePair]],
+    caches: Mapping[str, SliceCache],
     modalities: Sequence[Modality],
     recipe: Recipe,
     *,
@@ -102,7 +102,8 @@ def distil_controllers(
     Args:
         student: it has all of `modalities`. It is changed.
         teacher: it has them too.
-        data: cases of each modality, by name; labels only tell where the structure is absent.
+        caches: slices of each modality's cases, by name. Labels only
+            tell where the structure is absent.
         modalities: what to train.
         recipe: `joint_steps`, `joint_batch` and `controller_rate` count.
         tile: side of the network's input, pixels.
@@ -112,14 +113,14 @@ def distil_controllers(
         The student in evaluation mode, on the CPU.
 
     Raises:
-        InputError: a case that cannot be used, a loss that is no number, a damaged checkpoint.
+        InputError: a loss that is no number, a damaged checkpoint.
     """
     torch.manual_seed(recipe.seed)
     device = torch.device(place.device)
     student.to(device).eval()
     teacher.to(device).eval().requires_grad_(False)
     names = tuple(modality.name for modality in modalities)
-    views = make_views(data, modalities, recipe, tile, place)
+    views = make_views(caches, modalities, recipe, tile)
     order = joint_turns(names, recipe)
     source: BatchSource = FreshViews(views, order, place.workers)
     if recipe.cached_stage:

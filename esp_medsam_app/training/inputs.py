@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast, autocast_type
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.tiny_vit import TinyViT
-from esp_medsam_app.training.canvases import CanvasStore
 from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.sizes import SizeSchedule
+from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.sources import Turns, compute_once
 from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.training.views import TrainingViews
@@ -22,71 +23,43 @@ Stored = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def make_views(
-    data: Mapping[str, Sequence[CasePair]],
-    modalities: Sequence[Modality],
-    recipe: Recipe,
-    tile: int,
-    place: Surroundings,
+    caches: Mapping[str, SliceCache], modalities: Sequence[Modality], recipe: Recipe, tile: int
 ) -> dict[str, TrainingViews]:
-    """Views of each modality. Slices of modalities from other devices count as foreign to it.
-
-    Raises:
-        InputError: a case that cannot be used.
-    """
-    stores = prepare_stores(data, modalities, tile, place)
+    """Views of each modality. Slices of modalities from other devices count as foreign to it."""
     return {
-        modality.name: views_of_stores(
-            stores, modality, modalities, tile=tile, seed=recipe.seed, absent=recipe.absent
+        modality.name: views_of(
+            caches,
+            modality,
+            modalities,
+            tile=tile,
+            seed=recipe.seed,
+            absent=recipe.absent,
+            labelled=recipe.labelled,
         )
         for modality in modalities
     }
 
 
-def prepare_stores(
-    data: Mapping[str, Sequence[CasePair]],
-    modalities: Sequence[Modality],
-    tile: int,
-    place: Surroundings,
-) -> dict[str, CanvasStore]:
-    """The slices of each modality, on disk; the first process writes them for all.
-
-    Raises:
-        InputError: a case that cannot be used.
-    """
-    stores = {}
-    for modality in modalities:
-        for turn in (place.processes.first, not place.processes.first):
-            if turn:
-                stores[modality.name] = CanvasStore.prepare(
-                    place.work / "slices" / modality.name,
-                    data[modality.name],
-                    modality,
-                    tile=tile,
-                    limit_bytes=place.slice_bytes,
-                    report=place.counting(f"slices {modality.name}"),
-                )
-            place.processes.wait()
-    return stores
-
-
-def views_of_stores(
-    stores: Mapping[str, CanvasStore],
+def views_of(
+    caches: Mapping[str, SliceCache],
     modality: Modality,
     modalities: Sequence[Modality],
     *,
     tile: int,
     seed: int,
     absent: float,
+    labelled: float = 0.5,
 ) -> TrainingViews:
     """Augmented views of a modality; slices of those from other devices count as foreign."""
     return TrainingViews(
-        stores[modality.name],
+        caches[modality.name],
         modality,
         tile=tile,
         seed=seed,
         absent=absent,
+        labelled=labelled,
         foreign=[
-            stores[other.name]
+            caches[other.name]
             for other in modalities
             if not set(other.dicom_modalities) & set(modality.dicom_modalities)
             and other is not modality
@@ -173,7 +146,11 @@ def decoder_turns(names: tuple[str, ...], recipe: Recipe) -> Turns:
 
 def joint_turns(names: tuple[str, ...], recipe: Recipe) -> Turns:
     """Batches of the phase that trains encoder parts too."""
-    return _turns(names, recipe, recipe.joint_batch, recipe.joint_steps)
+    turns = _turns(names, recipe, recipe.joint_batch, recipe.joint_steps)
+    if not recipe.size_stages:
+        return turns
+    batches = recipe.joint_steps * recipe.accumulate
+    return replace(turns, sizes=SizeSchedule(recipe.size_stages, batches, recipe.seed))
 
 
 def _turns(names: tuple[str, ...], recipe: Recipe, batch: int, steps: int) -> Turns:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.training.losses import PixelLoss
+from esp_medsam_app.training.sizes import SizeStage
 
 DEFAULT_RECIPE = "two_cores"
 
@@ -86,6 +87,10 @@ class Recipe(Optimisation):
             image itself). Controllers of earlier stages stay as they are: 1 trains all of them, 2
             leaves out the two blocks of stage 1 and halves the work. Needs `views` above 0.
         absent: share of views that show nothing of the structure.
+        labelled: share of the other views that are taken from slices with a label; the rest is
+            taken from any slice.
+        size_stages: sides of the views over the second phase; none: the bundle's input. Needs
+            fresh views and no cached stage.
         decoder_steps: optimiser steps of the first phase.
         decoder_batch: views of a batch in the first phase, all of one modality.
         joint_steps: optimiser steps of the second phase.
@@ -102,6 +107,8 @@ class Recipe(Optimisation):
     views: int | None = Field(default=320, ge=1)
     cached_stage: int = Field(default=2, ge=0, le=3)
     absent: float = Field(default=0.12, ge=0, le=1)
+    labelled: float = Field(default=0.5, ge=0, le=1)
+    size_stages: tuple[SizeStage, ...] = ()
     decoder_steps: int = Field(default=600, ge=0)
     decoder_batch: int = Field(default=4, ge=1)
     joint_steps: int = Field(default=1600, ge=0)
@@ -113,6 +120,19 @@ class Recipe(Optimisation):
     encoder_rate: float = Field(default=1e-4, gt=0)
     pixel_loss: PixelLoss = "focal"
     patch_weight: float = Field(default=0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _stages_of_sizes(self) -> Recipe:
+        ends = [stage.until for stage in self.size_stages]
+        if ends and (ends != sorted(set(ends)) or ends[-1] != 1):
+            raise ValueError("the stages' `until` must rise and end at 1")
+        if ends and (self.views is not None or self.cached_stage):
+            raise ValueError("sizes change with fresh views alone: views: null, cached_stage: 0")
+        return self
+
+    def largest_input(self, usual: int) -> int:
+        """Largest side that is trained, pixels, where the bundle's input has a side of `usual`."""
+        return max([usual, *(size for stage in self.size_stages for size in stage.sizes)])
 
 
 def recipes(kind: type[Optimisation] = Recipe) -> list[str]:

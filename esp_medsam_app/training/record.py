@@ -8,15 +8,17 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
-from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.networks.esp_medsam import WHOLE, Design
 from esp_medsam_app.training.datasets import DATASETS
 from esp_medsam_app.training.recipe import Optimisation
 from esp_medsam_app.weights.bundle import Bundle
+
+if TYPE_CHECKING:
+    from esp_medsam_app.evaluation.pairs import CasePair
 
 RUN = "run.json"
 _COMPUTED = ("checkpoint*", "features*", "embeddings*", "targets*", "lessons*")

@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from esp_medsam_app.training.sizes import SizeSchedule
+from esp_medsam_app.training.views import Views
+
 ENCODE_BATCH = 4
+_CPU = torch.device("cpu")
 
 Count = Callable[[int, int], None]
 
@@ -55,12 +59,18 @@ class Turns:
         batch: views a batch.
         views: of each modality, after which they come again in another order; none: endless.
         seed: of that order.
+        sizes: sides of the views, pixels; none: the views' own.
     """
 
     modalities: tuple[str, ...]
     batch: int
     views: int | None
     seed: int
+    sizes: SizeSchedule | None = None
+
+    def size(self, number: int) -> int | None:
+        """Side of the views of batch `number`, pixels; none: the views' own."""
+        return None if self.sizes is None else self.sizes.size(number)
 
     def modality(self, number: int) -> str:
         """Of batch `number`."""
@@ -81,19 +91,33 @@ class Turns:
 
 
 class FreshViews:
-    """Views made as they are needed, by worker processes where there are any."""
+    """Views made as they are needed, by worker processes where there are any.
+
+    Args:
+        views: of each modality.
+        turns: which views are in a batch, and how large.
+        workers: processes that cut views.
+        device: where a batch gets its appearance: a GPU does in one go what would keep many
+            processes busy.
+    """
 
     def __init__(
-        self, views: Mapping[str, Dataset[tuple[Tensor, Tensor]]], turns: Turns, workers: int
+        self,
+        views: Mapping[str, Views],
+        turns: Turns,
+        workers: int,
+        device: torch.device = _CPU,
     ) -> None:
         self.views = views
         self.turns = turns
         self.workers = workers
+        self.device = device
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
         """The batches of these numbers, in this order."""
+        on_cpu = self.device.type == "cpu"
         loader = DataLoader(
-            _Numbered(self.views, self.turns, numbers),
+            _Numbered(self.views, self.turns, numbers, finished=on_cpu),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
@@ -102,21 +126,29 @@ class FreshViews:
             generator=torch.Generator(),
         )
         for number, (images, labels) in zip(numbers, loader, strict=True):
-            yield Batch(self.turns.modality(number), images, labels, number)
+            name = self.turns.modality(number)
+            if not on_cpu:
+                images = images.to(self.device, non_blocking=True)
+                labels = labels.to(self.device, non_blocking=True)
+                images, labels = _appearing(self.views[name], images, labels, number)
+            yield Batch(name, images, labels, number)
+
+
+def _appearing(views: Views, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """A batch with its appearance, which depends on the seed and its number alone."""
+    return views.appearance(images, labels, views.seed + 7919 * number)
 
 
 class _Numbered(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches as items, so that a worker makes a batch."""
+    """Whole batches as items, so that a worker makes a batch; with their appearance if finished."""
 
     def __init__(
-        self,
-        views: Mapping[str, Dataset[tuple[Tensor, Tensor]]],
-        turns: Turns,
-        numbers: Sequence[int],
+        self, views: Mapping[str, Views], turns: Turns, numbers: Sequence[int], *, finished: bool
     ) -> None:
         self.views = views
         self.turns = turns
         self.numbers = numbers
+        self.finished = finished
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -124,8 +156,10 @@ class _Numbered(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         number = self.numbers[item]
         views = self.views[self.turns.modality(number)]
-        images, labels = zip(*(views[i] for i in self.turns.indices(number)), strict=True)
-        return torch.stack(images), torch.stack(labels)
+        size = self.turns.size(number) or views.tile
+        cut = [views.cut(index, size) for index in self.turns.indices(number)]
+        images, labels = (torch.stack(parts) for parts in zip(*cut, strict=True))
+        return _appearing(views, images, labels, number) if self.finished else (images, labels)
 
 
 class CachedFeatures:

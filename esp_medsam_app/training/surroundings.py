@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from esp_medsam_app.training.canvases import DEFAULT_LIMIT
 from esp_medsam_app.training.processes import Processes
+
+# bytes that the slices of one modality take on disk
+DEFAULT_LIMIT = 4 * 2**30
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 

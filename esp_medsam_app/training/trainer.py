@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esp_medsam_app.evaluation.pairs import CasePair
-from esp_medsam_app.inference.device import autocast
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.training.arithmetic import Arithmetic, choose_arithmetic
 from esp_medsam_app.training.groups import (
     controller_groups,
     encoder_groups,
@@ -28,11 +27,11 @@ from esp_medsam_app.training.inputs import (
     features_of,
     joint_turns,
     make_views,
-    placed,
 )
 from esp_medsam_app.training.losses import SegmentationLoss
 from esp_medsam_app.training.optimisation import CHECKPOINT, Checkpoint, Phase, optimise
 from esp_medsam_app.training.recipe import Recipe
+from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.sources import Batch, BatchSource, CachedFeatures, FreshViews
 from esp_medsam_app.training.surroundings import Surroundings
 
@@ -55,7 +54,7 @@ DECODERS_TOO = Learners()
 
 def train(
     network: EspMedSam,
-    data: Mapping[str, Sequence[CasePair]],
+    caches: Mapping[str, SliceCache],
     modalities: Sequence[Modality],
     recipe: Recipe,
     *,
@@ -67,7 +66,7 @@ def train(
 
     Args:
         network: it has all of `modalities`. It is changed.
-        data: training cases of each modality, by name.
+        caches: slices of each modality's cases, by name.
         modalities: what to train. What others of the network give stays as it is, bit by bit, if
             the shared parts do not learn.
         recipe: all numbers.
@@ -79,23 +78,25 @@ def train(
         The network in evaluation mode, on the CPU.
 
     Raises:
-        InputError: a case that cannot be used, a loss that is no number, a damaged checkpoint.
+        InputError: a loss that is no number, a damaged checkpoint.
     """
     torch.manual_seed(recipe.seed)
     # batch norm keeps its statistics
     network.to(place.device).eval()
     names = tuple(modality.name for modality in modalities)
-    views = make_views(data, modalities, recipe, tile, place)
+    arithmetic = choose_arithmetic(network, names[0], place)
+    arithmetic.prepare(network)
+    views = make_views(caches, modalities, recipe, tile)
     checkpoint = Checkpoint(
         place.work / CHECKPOINT,
         network,
         lambda name: learners.encoder or not name.startswith("encoder."),
     )
-    steps = _Steps(network, recipe, place.device)
+    steps = _Steps(network, recipe, arithmetic)
     stored = features_of(network, views, recipe, place) if recipe.cached_stage else {}
     if recipe.decoder_steps and not checkpoint.finished("decoder"):
         order = decoder_turns(names, recipe)
-        source: BatchSource = FreshViews(views, order, place.workers)
+        source: BatchSource = FreshViews(views, order, place.workers, arithmetic.device)
         if stored:
             source = CachedFeatures(embeddings_of(network, stored, recipe, place), order)
         groups = query_groups(network, names, recipe.decoder_rate)
@@ -107,7 +108,9 @@ def train(
     if recipe.joint_steps:
         order = joint_turns(names, recipe)
         source = (
-            CachedFeatures(stored, order) if stored else FreshViews(views, order, place.workers)
+            CachedFeatures(stored, order)
+            if stored
+            else FreshViews(views, order, place.workers, arithmetic.device)
         )
         groups = query_groups(network, names, recipe.joint_decoder_rate)
         groups += controller_groups(network, names, recipe.controller_rate)
@@ -117,41 +120,42 @@ def train(
             groups += encoder_groups(network, recipe)
         phase = Phase("joint", recipe.joint_steps, groups, source, steps.on_features)
         optimise(phase, recipe, checkpoint, place)
-    return network.cpu().eval().requires_grad_(False)
+    network.cpu().to(memory_format=torch.contiguous_format)
+    return network.eval().requires_grad_(False)
 
 
 class _Steps:
     """From a batch to its losses."""
 
-    def __init__(self, network: EspMedSam, recipe: Recipe, device: str) -> None:
+    def __init__(self, network: EspMedSam, recipe: Recipe, arithmetic: Arithmetic) -> None:
         self.network = network
         self.stage = recipe.cached_stage
-        self.device = torch.device(device)
+        self.arithmetic = arithmetic
         self.loss = SegmentationLoss(recipe.patch_weight, recipe.pixel_loss)
 
     def on_features(self, batch: Batch) -> Mapping[str, Tensor]:
         """Through the encoder from the cached stage on, under the modality's controller."""
-        inputs = placed(batch.inputs, self.device)
-        with autocast(self.device):
+        inputs = self.arithmetic.inputs(batch.inputs)
+        with self.arithmetic.context():
             return self._decoded(
                 embed_from(self.network, inputs, self.stage, batch.modality), batch
             )
 
     def on_embeddings(self, batch: Batch) -> Mapping[str, Tensor]:
         """Through the decoder alone."""
-        inputs = placed(batch.inputs, self.device)
-        with autocast(self.device):
+        inputs = self.arithmetic.inputs(batch.inputs)
+        with self.arithmetic.context():
             return self._decoded(inputs, batch)
 
     def on_frozen_embeddings(self, batch: Batch) -> Mapping[str, Tensor]:
         """Through an encoder that does not learn, then the decoder."""
-        inputs = placed(batch.inputs, self.device)
-        with autocast(self.device):
+        inputs = self.arithmetic.inputs(batch.inputs)
+        with self.arithmetic.context():
             with torch.no_grad():
                 embedding = self.network.embed(inputs, batch.modality)
             return self._decoded(embedding, batch)
 
     def _decoded(self, embedding: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         masks, patches = self.network.decode(embedding, batch.modality)
-        labels = batch.labels.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.arithmetic.device, non_blocking=True)
         return self.loss(masks, patches, labels)._asdict()

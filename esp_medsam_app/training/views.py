@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,96 +11,144 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from esp_medsam_app.inference.preprocessing import Tiling
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.training.augmentation import IMAGE, LABEL, augmentation
-from esp_medsam_app.training.canvases import CanvasStore
+from esp_medsam_app.training.augmentation import Appearance, cut_view
+from esp_medsam_app.training.slice_cache import SliceCache
 
 # sides of a piece that shows none of the structure, relative to the slice's; each try is smaller
 PIECE = (0.3, 0.7)
 PIECE_TRIES = 24
 PIECE_SHRINKS = 0.95
+# Of the views without the structure: slices that lack it, then images of other modalities.
+EMPTY_SLICES, FOREIGN = 0.6, 0.25
 
 
-class TrainingViews(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented views of a modality's training slices, as many as one asks for.
+class Views(Dataset[tuple[Tensor, Tensor]], ABC):
+    """Augmented views, as many as one asks for.
 
     View `i` is a function of the seed and `i` alone: whichever process makes it, and whether or
-    not a run was stopped, it is the same. Every case gives as many views as the others: whole
-    slices where the modality has one tile, random places where it has more. Half of the slices
-    taken from a volume hold a label, the others come as they fall.
+    not a run was stopped, it is the same.
 
-    A share of the views shows nothing of the structure, and the model has to stay silent on them:
+    Args:
+        appearance: how the views may look.
+        tile: side of a view where no other is asked for, pixels.
+        seed: same seed, same views.
+    """
+
+    def __init__(self, appearance: Appearance, *, tile: int, seed: int) -> None:
+        self.appearance = appearance
+        self.tile = tile
+        self.seed = seed
+
+    @abstractmethod
+    def cut(self, index: int, tile: int) -> tuple[Tensor, Tensor]:
+        """Cut view `index`, 0 or more; its appearance is the image's own.
+
+        Args:
+            index: of the view.
+            tile: side of the view, pixels.
+
+        Returns:
+            Image float32 `[3, tile, tile]` in [0, 1], label map uint8 `[tile, tile]`.
+        """
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """View `index` at the usual size: float32 `[3, S, S]` in [0, 1], labels uint8 `[S, S]`."""
+        image, labels = self.cut(index, self.tile)
+        seed = int(np.random.default_rng([self.seed, index, 3]).integers(2**31))
+        images, maps = self.appearance(image[None], labels[None], seed)
+        return images[0], maps[0]
+
+
+class TrainingViews(Views):
+    """Views of a modality's training slices.
+
+    A view shows the whole slice where the modality has one tile, a random place where it has more.
+    Sites are drawn in proportion to the square root of their number of cases, so that a large one
+    does not drown the others; the cases of a single site take turns.
+
+    A share of the views shows nothing of the structure, and the model has to mark nothing on them:
     slices without it, pieces of slices beside it, images of other modalities.
 
     Args:
-        store: the modality's slices.
+        cache: the modality's slices.
         modality: its labels, tiles and augmentation.
-        tile: side of the network's input, pixels.
+        tile: side of a view where no other is asked for, pixels.
         seed: same seed, same views.
         absent: share of views without the structure.
+        labelled: share of the other views that are taken from slices with a label; the rest is
+            taken from any slice of the case.
         foreign: slices of other modalities, none of which holds this one's structure.
     """
 
     def __init__(
         self,
-        store: CanvasStore,
+        cache: SliceCache,
         modality: Modality,
         *,
         tile: int,
         seed: int,
         absent: float = 0.0,
-        foreign: Sequence[CanvasStore] = (),
+        labelled: float = 0.5,
+        foreign: Sequence[SliceCache] = (),
     ) -> None:
-        self.store = store
+        super().__init__(Appearance(modality.augmentation), tile=tile, seed=seed)
+        self.cache = cache
         self.modality = modality
-        self.tile = tile
-        self.seed = seed
         self.absent = absent
+        self.labelled = labelled
         self.foreign = tuple(foreign)
-        self.transform = augmentation(modality.augmentation, tile)
+        usable = list(range(len(cache.by_case)))
+        if labelled == 1 and len(cache.empty) < len(cache):
+            usable = [case for case in usable if cache.by_case[case][0]]
+        by_site = [
+            [case for case in cases if case in set(usable)] for cases in cache.sites.values()
+        ]
+        self._sites = [cases for cases in by_site if cases]
+        weights = np.sqrt([len(cases) for cases in self._sites])
+        self._weights = weights / weights.sum()
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """View `index`, 0 or more: float32 `[3, S, S]` in [0, 1], label map uint8 `[S, S]`."""
+    def cut(self, index: int, tile: int) -> tuple[Tensor, Tensor]:
+        """Cut view `index`, as `Views.cut`."""
         rng = np.random.default_rng([self.seed, index])
         if rng.random() < self.absent:
-            image, labels = self._without_structure(index, rng)
+            image, labels, extents = self._without_structure(index, rng)
         else:
-            image, labels = self.store.read(self._slice(index, rng))
-        tiling = Tiling(labels.shape[0], labels.shape[1], self.tile, self.modality.tiles)
-        self.transform.set_random_state(int(rng.integers(2**31)))
-        view = self.transform(
-            {
-                IMAGE: tiling.scale(image.unsqueeze(0))[0],
-                LABEL: tiling.scale_labels(labels.unsqueeze(0)),
-            }
-        )
-        return (
-            torch.as_tensor(view[IMAGE]).as_subclass(Tensor).clamp(0, 1),
-            torch.as_tensor(view[LABEL]).as_subclass(Tensor)[0].round().to(torch.uint8),
-        )
+            number = self._slice(index, rng)
+            image, labels = self.cache.read(number)
+            extents = self.cache.extents(number)
+        return cut_view(image, labels, extents=extents, tile=tile, modality=self.modality, rng=rng)
 
     def case(self, index: int) -> int:
         """Which case view `index` is of; of a view without the structure, if it is of its own."""
-        turn, place = divmod(index, len(self.store.by_case))
-        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.store.by_case))
-        return int(order[place])
+        if len(self._sites) > 1:
+            rng = np.random.default_rng([self.seed, index, 2])
+            cases = self._sites[int(rng.choice(len(self._sites), p=self._weights))]
+            return int(cases[rng.integers(len(cases))])
+        cases = self._sites[0]
+        turn, place = divmod(index, len(cases))
+        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(cases))
+        return int(cases[order[place]])
 
     def _slice(self, index: int, rng: np.random.Generator) -> int:
-        labelled, others = self.store.by_case[self.case(index)]
-        choice = labelled if labelled and rng.random() < 0.5 else labelled + others
+        labelled, others = self.cache.by_case[self.case(index)]
+        choice = labelled if labelled and rng.random() < self.labelled else labelled + others
         return int(choice[rng.integers(len(choice))])
 
-    def _without_structure(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _without_structure(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         kind = rng.random()
-        if self.store.empty and kind < 0.6:
-            return self.store.read(int(self.store.empty[rng.integers(len(self.store.empty))]))
-        if self.foreign and kind > 0.75:
-            store = self.foreign[rng.integers(len(self.foreign))]
-            image, labels = store.read(int(rng.integers(len(store))))
-            return image, torch.zeros_like(labels)
-        image, labels = self.store.read(self._slice(index, rng))
-        return _piece_beside(image, labels, rng)
+        if self.cache.empty and kind < EMPTY_SLICES:
+            number = int(self.cache.empty[rng.integers(len(self.cache.empty))])
+            return *self.cache.read(number), self.cache.extents(number)
+        if self.foreign and kind > 1 - FOREIGN:
+            cache = self.foreign[rng.integers(len(self.foreign))]
+            number = int(rng.integers(len(cache)))
+            image, labels = cache.read(number)
+            return image, torch.zeros_like(labels), cache.extents(number)
+        number = self._slice(index, rng)
+        return *_piece_beside(*self.cache.read(number), rng), self.cache.extents(number)
 
 
 def _piece_beside(image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import WeightsError
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.weights.bundle import (
     OWN_BACKBONE,
     Bundle,
@@ -128,6 +131,36 @@ def mix_bundles(before: Bundle, after: Bundle, output: Path, *, share: float = 0
         }
     )
     bundle = replace(after, path=output, description=mixed)
+    save_description(bundle)
+    return bundle
+
+
+def replace_modality(
+    bundle: Bundle, network: EspMedSam, modality: Modality, run: Mapping[str, Any]
+) -> Bundle:
+    """Write one modality of a network into a bundle, in place of what it has of that name, if any.
+
+    What the bundle says of the old weights (scores, limits, precision) is left out.
+
+    Args:
+        bundle: its folder is changed; nothing else of it changes, bit by bit.
+        network: of the bundle's shared weights; it has the modality.
+        modality: as it was trained.
+        run: how and on what, added to the bundle's training runs.
+    """
+    said = bundle.description
+    file = bundle.modality_file(modality.name)
+    with written_whole(bundle.path / file) as partial:
+        save_modality(partial, network, modality.name)
+    changed = said.model_copy(
+        update={
+            **said.told_but_of([modality.name]),
+            "modalities": list((bundle.modalities | {modality.name: modality}).values()),
+            "training": {**said.training, "runs": [*_runs(bundle), dict(run)]},
+            "files": said.files | {file: sha256_of(bundle.path / file)},
+        }
+    )
+    bundle = replace(bundle, description=changed)
     save_description(bundle)
     return bundle
 

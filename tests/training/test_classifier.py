@@ -14,18 +14,17 @@ from support.bundles import bundle_of
 from torch import Tensor
 
 from esp_medsam_app.data.reading import read_image
-from esp_medsam_app.errors import InputError, WeightsError
-from esp_medsam_app.modalities import Modality
-from esp_medsam_app.networks.tiny_vit import TinyViT
-from esp_medsam_app.training.augmentation import wider_window
-from esp_medsam_app.training.classifier import ClassifierRecipe, fit_classifier
-from esp_medsam_app.training.classifier_features import (
+from esp_medsam_app.dataset.classifier_features import (
     FeatureStore,
     Views,
     class_images,
     plain_features,
     training_features,
 )
+from esp_medsam_app.errors import InputError, WeightsError
+from esp_medsam_app.modalities import Modality
+from esp_medsam_app.networks.tiny_vit import TinyViT
+from esp_medsam_app.training.classifier import ClassifierRecipe, fit_classifier
 from esp_medsam_app.weights.bundle import load_bundle
 from esp_medsam_app.weights.classifier_file import (
     CLASSIFIER,
@@ -198,8 +197,8 @@ def test_features_are_computed_once(
     def fail(*_: object) -> Tensor:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("esp_medsam_app.training.classifier_features.pooled", fail)
-    monkeypatch.setattr("esp_medsam_app.training.classifier_features.features_of", fail)
+    monkeypatch.setattr("esp_medsam_app.dataset.classifier_features.pooled", fail)
+    monkeypatch.setattr("esp_medsam_app.dataset.classifier_features.features_of", fail)
     again = training_features(images, modalities, store)
     assert all(torch.equal(again[name], first[name]) for name in first)
     picture(images["spots"][0], "spots", 99)
@@ -215,16 +214,6 @@ def test_views_follow_the_seed_and_differ(tmp_path: Path) -> None:
     assert not torch.equal(first, other)
     assert float(first.min()) >= 0
     assert float(first.max()) <= 1
-
-
-def test_a_wider_window_lifts_the_body_alone() -> None:
-    tile = torch.zeros(3, 32, 32)
-    tile[:, 8:24, 8:24] = 0.8
-    tile[:, 14:18, 14:18] = 0.0  # a dark part inside
-    wide = wider_window(tile, 0.5, 0.5)
-    assert wide[0, 0, 0] == 0
-    assert wide[0, 16, 16] == 0.5
-    assert wide[0, 9, 9] == pytest.approx(0.9)
 
 
 def test_images_are_found_and_chosen_evenly(tmp_path: Path) -> None:

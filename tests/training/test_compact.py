@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from esp_medsam_app.dataset import prepare_caches
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
@@ -56,13 +57,15 @@ class Run:
         self, work: Path, teacher: EspMedSam, recipe: CompactRecipe, *names: str
     ) -> EspMedSam:
         modalities = [self.disc.model_copy(update={"name": name}) for name in names or ("disc",)]
+        place = Surroundings(work, report=self.report)
+        data = {modality.name: self.pairs for modality in modalities}
         return distil_compact(
             teacher,
-            {modality.name: self.pairs for modality in modalities},
+            prepare_caches(data, modalities, tile=FULL, place=place),
             modalities,
             recipe,
             tile=FULL,
-            place=Surroundings(work, report=self.report),
+            place=place,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from esp_medsam_app.dataset import prepare_caches
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.modalities import Modality
@@ -42,13 +43,14 @@ class Run:
 
     def __call__(self, work: Path, recipe: DeSamRecipe = SMALL, **options: int) -> DeSam:
         self.told = []
+        place = Surroundings(work, report=self.report)
         return train_desam(
             new_desam("lite_medsam", [self.disc]),
-            {"disc": self.pairs},
+            prepare_caches({"disc": self.pairs}, [self.disc], tile=TILE, place=place),
             [self.disc],
             recipe,
             tile=TILE,
-            place=Surroundings(work, report=self.report),
+            place=place,
             **options,
         )
 

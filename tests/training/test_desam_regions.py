@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from esp_medsam_app.dataset import prepare_caches
 from esp_medsam_app.evaluation.metrics import mask_dice
 from esp_medsam_app.evaluation.pairs import find_pairs
 from esp_medsam_app.inference.desam_masks import cleaned_mask
@@ -81,11 +82,7 @@ def test_only_modalities_that_the_rule_would_spoil_are_told(
     for folder, pixels in (("images", 90 * labels + 80), ("labels", labels)):
         (tmp_path / folder).mkdir()
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / "one.png")
-    found = smallest_regions(
-        {"lines": find_pairs([tmp_path])},
-        [modality],
-        1000,
-        tile=SIDE,
-        place=Surroundings(tmp_path / "work", device="cpu"),
-    )
+    place = Surroundings(tmp_path / "work", device="cpu")
+    caches = prepare_caches({"lines": find_pairs([tmp_path])}, [modality], tile=SIDE, place=place)
+    found = smallest_regions(caches, [modality], 1000, tile=SIDE)
     assert found == told

@@ -10,6 +10,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 
 from esp_medsam_app.data.reading import find_images
+from esp_medsam_app.dataset import prepare_caches
+from esp_medsam_app.dataset.unlabelled import UnlabelledViews
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
@@ -24,7 +26,6 @@ from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.starting import new_network
 from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.training.trainer import Learners, train
-from esp_medsam_app.training.unlabelled import UnlabelledViews
 from esp_medsam_app.weights.backbones import Backbone, load_encoder
 
 TEACHER = Design(controllers=False)
@@ -101,8 +102,9 @@ def test_controllers_learn_the_teachers_embedding_and_nothing_else_changes(
         return distance(lambda x: student.embed(x, "disc"), lambda x: teacher.embed(x, "disc"))
 
     far = apart()
+    caches = prepare_caches({"disc": disc_pairs}, [disc], tile=32, place=place)
     distil_controllers(
-        student, teacher, {"disc": disc_pairs}, [disc],
+        student, teacher, caches, [disc],
         steps.model_copy(update={"cached_stage": cached_stage}), tile=32, place=place,
     )  # fmt: skip
     names = changed(before, student)
@@ -162,7 +164,7 @@ def test_a_sam_teacher_learns_adapters_and_decoder_alone(
     network = new_network(small_backbone, [disc], design=TEACHER, encoder=encoder)
     before = snapshot(network)
     train(
-        network, {"disc": disc_pairs}, [disc],
+        network, prepare_caches({"disc": disc_pairs}, [disc], tile=32, place=place), [disc],
         steps.model_copy(update={"joint_steps": 3, "cached_stage": 0}),
         tile=32, place=place, learners=Learners(encoder=True),
     )  # fmt: skip

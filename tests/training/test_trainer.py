@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from esp_medsam_app.dataset import prepare_caches
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.inference.device import autocast
@@ -43,13 +44,18 @@ class Run:
     def __call__(
         self, work: Path, recipe: Recipe, network: EspMedSam | None = None, **options: object
     ) -> EspMedSam:
+        place = Surroundings(work, report=self.report)
+        tile = self.backbone.input_size
+        caches = prepare_caches(
+            {"disc": self.pairs}, [self.disc], tile=recipe.largest_input(tile), place=place
+        )
         return train(
             network or new_network(self.backbone, [self.disc]),
-            {"disc": self.pairs},
+            caches,
             [self.disc],
             recipe,
-            tile=self.backbone.input_size,
-            place=Surroundings(work, report=self.report),
+            tile=tile,
+            place=place,
             **options,  # type: ignore[arg-type]
         )
 
@@ -206,7 +212,9 @@ def test_controllers_before_the_cached_stage_act_in_what_is_cached(
     assert controller is not None
     torch.nn.init.normal_(controller.blocks[0].expert.fc2.weight)
     place = Surroundings(tmp_path)
-    views = make_views({"disc": run.pairs}, [run.disc], recipe, run.backbone.input_size, place)
+    tile = run.backbone.input_size
+    caches = prepare_caches({"disc": run.pairs}, [run.disc], tile=tile, place=place)
+    views = make_views(caches, [run.disc], recipe, tile)
     kept, _ = features_of(network, views, recipe, place)["disc"]
     image = views["disc"][0][0].unsqueeze(0)
     with torch.no_grad(), autocast(torch.device("cpu")):

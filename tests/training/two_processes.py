@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from esp_medsam_app.dataset import prepare_caches
 from esp_medsam_app.evaluation.pairs import find_pairs
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.training.processes import joined
@@ -37,13 +38,15 @@ def run(data: Path, work: Path) -> dict[str, torch.Tensor]:
     ]
     backbone = replace(LITE_MEDSAM, input_size=TILE)
     with joined() as processes:
+        place = Surroundings(work, processes=processes)
+        pairs = {name: find_pairs([data]) for name in names}
         network = train(
             new_network(backbone, modalities),
-            {name: find_pairs([data]) for name in names},
+            prepare_caches(pairs, modalities, tile=TILE, place=place),
             modalities,
             RECIPE,
             tile=TILE,
-            place=Surroundings(work, processes=processes),
+            place=place,
         )
     return network.state_dict() if processes.first else {}
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -24,13 +23,13 @@ from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.inference.image_features import MIDDLE, features_of, pooled, tiles_of
 from esp_medsam_app.inference.preprocessing import SMALLEST_SIDE
-from esp_medsam_app.modalities import Modality
+from esp_medsam_app.modalities import Modality, Tiles
 from esp_medsam_app.networks.tiny_vit import TinyViT
-from esp_medsam_app.training.augmentation import IMAGE, LABEL, augmentation
+from esp_medsam_app.training.augmentation import Appearance, cut_view
 from esp_medsam_app.training.classifier import ClassifierRecipe
 
 # Of the views: kept features of an older one are computed anew.
-_VERSION = 1
+_VERSION = 2
 
 # images done, images in all
 Progress = Callable[[int, int], None]
@@ -97,14 +96,24 @@ class Views:
     def __init__(self, modality: Modality, side: int, seed: int) -> None:
         self.side = side
         self.random = np.random.default_rng(seed)
-        self.augmentation: Compose = augmentation(modality.augmentation, side)
-        self.augmentation.set_random_state(seed)
+        # the tile is cut already
+        self.modality = modality.model_copy(update={"tiles": Tiles()})
+        self.appearance = Appearance(modality.augmentation)
 
     def view(self, image: MedicalImage) -> Tensor:
         """A view `[3, side, side]` in [0, 1]."""
         tile = tiles_of(self._crop(self._slice(image)), self.side)[0]
-        views = self.augmentation({IMAGE: tile.contiguous(), LABEL: torch.zeros_like(tile[:1])})
-        return torch.as_tensor(views[IMAGE]).float().clamp(0, 1)
+        extents = (self.side, self.side)
+        view, labels = cut_view(
+            tile,
+            torch.zeros(extents, dtype=torch.uint8),
+            extents=extents,
+            tile=self.side,
+            modality=self.modality,
+            rng=self.random,
+        )
+        images, _ = self.appearance(view[None], labels[None], int(self.random.integers(2**31)))
+        return images[0]
 
     def _slice(self, image: MedicalImage) -> NDArray[Any]:
         """One slice `[1, H, W(, 3)]` of the middle, of more than one value."""

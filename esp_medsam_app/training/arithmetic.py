@@ -1,0 +1,110 @@
+"""In which type and memory layout a training computes: measured on this machine, not assumed."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esp_medsam_app.data.whole_files import written_whole
+from esp_medsam_app.inference.device import cast_to
+from esp_medsam_app.networks import EspMedSam
+from esp_medsam_app.training.surroundings import Surroundings
+
+CHOICE = "arithmetic.json"
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Enough work to tell the types apart, in a second or two on two cores.
+_SIDE, _BATCH, _REPEATS = 64, 2, 2
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a training computes.
+
+    Channels come last in memory throughout: convolutions and matrix products then read the same
+    layout, and nothing is copied between them.
+
+    Attributes:
+        dtype: of products; sums, losses and weights stay in float32.
+        device: where to compute.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def prepare(self, network: EspMedSam) -> EspMedSam:
+        """The network on the device, in this memory layout. It is changed."""
+        return network.to(self.device).to(memory_format=torch.channels_last)
+
+    def inputs(self, tensor: Tensor) -> Tensor:
+        """Images or features `[B, C, H, W]` on the device, in this layout and a type that fits."""
+        kept = tensor.dtype if tensor.dtype != torch.bfloat16 or self.low else torch.float32
+        placed = tensor.to(self.device, kept, non_blocking=True)
+        return placed.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def low(self) -> bool:
+        """Whether products are in bfloat16."""
+        return self.dtype is torch.bfloat16
+
+    def context(self) -> AbstractContextManager[object]:
+        """A context manager under which products have this type."""
+        return cast_to(self.dtype, self.device)
+
+
+def choose_arithmetic(network: EspMedSam, modality: str, place: Surroundings) -> Arithmetic:
+    """The faster type for this network on this device; the first process measures for all.
+
+    The choice is kept in the work folder, so that a run that was stopped goes on as it began.
+
+    Args:
+        network: what is trained.
+        modality: one of its modalities.
+        place: folder, device and processes.
+    """
+    device = torch.device(place.device)
+    file = place.work / CHOICE
+    if place.processes.first and not file.is_file():
+        seconds = {
+            name: _seconds(network, modality, Arithmetic(dtype, device))
+            for name, dtype in _TYPES.items()
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(file) as partial:
+            fastest = min(seconds, key=lambda name: seconds[name])
+            partial.write_text(json.dumps({"dtype": fastest, "seconds": seconds}), encoding="utf-8")
+    place.processes.wait()
+    return Arithmetic(_TYPES[json.loads(file.read_text(encoding="utf-8"))["dtype"]], device)
+
+
+def _seconds(network: EspMedSam, modality: str, arithmetic: Arithmetic) -> float:
+    """Time of a pass forward and backward as a controller's training makes it, the best of a few.
+
+    On a CPU it is the time of this process alone, which other work on the machine does not change.
+    """
+    arithmetic.prepare(network)
+    needed = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    network.requires_grad_(False)
+    network.queries[modality].requires_grad_(True)
+    controller = network.controller(modality)
+    if controller is not None:
+        controller.requires_grad_(True)
+    clock = time.process_time if arithmetic.device.type == "cpu" else time.perf_counter
+    images = arithmetic.inputs(torch.zeros(_BATCH, 3, _SIDE, _SIDE))
+    best = float("inf")
+    for _ in range(1 + _REPEATS):
+        start = clock()
+        with torch.enable_grad(), arithmetic.context():
+            masks, _ = network.decode(network.embed(images, modality), modality)
+        masks.float().sum().backward()
+        if arithmetic.device.type == "cuda":
+            torch.cuda.synchronize(arithmetic.device)
+        best = min(best, clock() - start)
+    for parameter, need in needed.items():
+        parameter.grad = None
+        parameter.requires_grad_(need)
+    return best
