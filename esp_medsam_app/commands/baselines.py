@@ -126,7 +126,7 @@ def make_baselines(
     train_pairs = _training_cases(train_data, pairs, modality)
     recipe = unet_recipe(unet_views or _same_budget(segmenter.bundle, modality))
     runtime.ensure_writable_folder(work)
-    tile = segmenter.bundle.description.input_size
+    tile = segmenter.input_size(modality.name)
     with surroundings(work / f"unet_{modality.name}", device) as place:
         network, record = fit_unet(train_pairs, modality, recipe, tile=tile, place=place)
     unet = UNetSegmenter(network, modality, tile=tile, device=device, batch_size=batch_size)

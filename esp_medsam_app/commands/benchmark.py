@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from esp_medsam_app.benchmark.passes import PassReport
     from esp_medsam_app.benchmark.report import BenchmarkReport
     from esp_medsam_app.benchmark.timing import Latency, Step
+    from esp_medsam_app.benchmark.training import TrainingReport
     from esp_medsam_app.benchmark.volume import VolumeReport
     from esp_medsam_app.weights import Bundle
 
@@ -45,6 +46,9 @@ def register(app: typer.Typer) -> None:
         ] = False,
         http: Annotated[
             bool, typer.Option("--http", help="Requests to a server too, first and later ones.")
+        ] = False,
+        training: Annotated[
+            bool, typer.Option("--training", help="Steps of a training too, views a second.")
         ] = False,
         json: Annotated[
             Path | None, typer.Option("--json", metavar="FILE", help="Write the report here too.")
@@ -93,6 +97,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.benchmark.over_http import HttpReport, measure_http
         from esp_medsam_app.benchmark.passes import contenders, measure_passes
         from esp_medsam_app.benchmark.report import BenchmarkReport
+        from esp_medsam_app.benchmark.training import measure_training
         from esp_medsam_app.benchmark.volume import measure_volume
         from esp_medsam_app.evaluation.report import write_report
         from esp_medsam_app.inference import Segmenter
@@ -136,7 +141,16 @@ def register(app: typer.Typer) -> None:
                     memory=memory,
                     on_step=on_step,
                 )
-            of_volume, of_http = None, None
+            of_volume, of_http, of_training = None, None, None
+            if training:
+                with step("training") as on_step:
+                    of_training = measure_training(
+                        loaded,
+                        modality,
+                        place,
+                        rounds=rounds or _QUICK_ROUNDS,
+                        on_step=on_step,
+                    )
             with tempfile.TemporaryDirectory(prefix="esp_medsam_") as folder:
                 if volume:
                     ways = [
@@ -168,7 +182,7 @@ def register(app: typer.Typer) -> None:
                         figures += found.figures
                     of_http = HttpReport(modality, figures)
         report = BenchmarkReport(
-            machine, loaded.description.name, str(place), passes, of_volume, of_http
+            machine, loaded.description.name, str(place), passes, of_volume, of_http, of_training
         )
         _show(report, screen)
         if json is not None:
@@ -214,6 +228,8 @@ def _show(report: BenchmarkReport, screen: Screen) -> None:
         screen.show(_volume_table(report.volume))
     if report.http is not None:
         screen.show(_http_table(report.http))
+    if report.training is not None:
+        screen.show(_training_table(report.training))
 
 
 def _passes_table(report: PassReport) -> Table:
@@ -266,6 +282,24 @@ def _http_table(report: HttpReport) -> Table:
     for row in report.figures:
         first, again = _milliseconds(row.first), _milliseconds(row.again)
         table.add_row(_of(row.profile, row.image), *first, *again, str(row.first.calls))
+    return table
+
+
+def _training_table(report: TrainingReport) -> Table:
+    table = _table(
+        f"steps of training {report.modality}, forward and backward; {report.rounds} rounds",
+        "way", "size", "batch", "views/s", "TFLOP/s", "products", "x 0.1.0",
+    )  # fmt: skip
+    for row in report.figures:
+        table.add_row(
+            row.way,
+            str(row.size),
+            str(row.batch),
+            f"{row.views_per_second:.3g}",
+            f"{row.teraflops:.3g}",
+            f"{row.share_of_products:.0%}",
+            f"{row.times_earlier:.2f}",
+        )
     return table
 
 

@@ -21,8 +21,10 @@ from esp_medsam_app.commands.runtime import (
     PrecisionOption,
     ProfileOption,
     PromptOption,
+    QualityOption,
     RuntimeOption,
     Screen,
+    SizeOption,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError, OtherModalityError
 
@@ -93,6 +95,8 @@ def register(app: typer.Typer) -> None:
         precision: PrecisionOption = "auto",
         fast: FastOption = True,
         runtime_name: RuntimeOption = "torch",
+        quality: QualityOption = "balanced",
+        size: SizeOption = None,
     ) -> None:
         """Compare predictions with reference label maps.
 
@@ -129,6 +133,8 @@ def register(app: typer.Typer) -> None:
             precision=precision,
             fast=fast,
             runtime=runtime_name,
+            quality=quality,
+            size=size,
         )
         chosen = segmenter.bundle.modality(modality)
         check_references(pairs, chosen)

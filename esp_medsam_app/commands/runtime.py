@@ -88,6 +88,23 @@ FastOption = Annotated[
         help="By the fused encoder, which gives the same masks sooner, or plainly.",
     ),
 ]
+QualityOption = Annotated[
+    str,
+    typer.Option(
+        "--quality",
+        metavar="NAME",
+        help="fast, balanced or best: a smaller or larger input of the network, which takes a "
+        "fraction or a multiple of the time.",
+    ),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the network's square input, in place of --quality: a multiple of 16.",
+    ),
+]
 RuntimeOption = Annotated[
     str,
     typer.Option(
@@ -107,6 +124,8 @@ def make_segmenter(
     precision: str = "auto",
     fast: bool = True,
     runtime: str = "torch",
+    quality: str = "balanced",
+    size: int | None = None,
 ) -> Segmenter | DeSamSegmenter:
     """The segmenter of a command; the one place where the commands load weights.
 
@@ -122,6 +141,10 @@ def make_segmenter(
 
     loaded = load_any_bundle(chosen_bundle(bundle, profile))
     if isinstance(loaded, DeSamBundle):
+        if size is not None or quality != "balanced":
+            raise InputError(
+                "--size and --quality are options of ESP-MedSAM's bundles", remedy="Leave them out"
+            )
         mode = checked_prompt(prompt)
         return DeSamSegmenter(
             loaded,
@@ -140,6 +163,8 @@ def make_segmenter(
         precision=precision,
         fast=fast,
         runtime=runtime,
+        quality=quality,
+        size=size,
     )
 
 

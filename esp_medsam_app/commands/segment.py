@@ -21,8 +21,10 @@ from esp_medsam_app.commands.runtime import (
     PrecisionOption,
     ProfileOption,
     PromptOption,
+    QualityOption,
     RuntimeOption,
     Screen,
+    SizeOption,
 )
 from esp_medsam_app.errors import EspMedSamError, InputError
 
@@ -97,6 +99,8 @@ def register(app: typer.Typer) -> None:
         precision: PrecisionOption = "auto",
         fast: FastOption = True,
         runtime_name: RuntimeOption = "torch",
+        quality: QualityOption = "balanced",
+        size: SizeOption = None,
     ) -> None:
         """Segment images and volumes.
 
@@ -117,6 +121,8 @@ def register(app: typer.Typer) -> None:
             precision=precision,
             fast=fast,
             runtime=runtime_name,
+            quality=quality,
+            size=size,
         )
         if modality == AUTO and not runtime.is_esp_medsam(segmenter):
             raise InputError(

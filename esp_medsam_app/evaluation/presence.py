@@ -94,7 +94,7 @@ def seen_tiles(
     view = SliceView.of(image.grid)
     slices = view.slices(image.voxels)
     tiling = Tiling(
-        slices.shape[1], slices.shape[2], segmenter.bundle.description.input_size, modality.tiles
+        slices.shape[1], slices.shape[2], segmenter.input_size(modality.name), modality.tiles
     )
     scale = IntensityScale.of(image.voxels, modality.intensity)
     reference = torch.from_numpy(np.ascontiguousarray(view.slices(labels)).astype(np.uint8))

@@ -35,6 +35,11 @@ from esp_medsam_app.inference.embedding_cache import (
     fingerprint,
 )
 from esp_medsam_app.inference.fast_network import FastNetwork
+from esp_medsam_app.inference.input_size import (
+    DEFAULT_QUALITY,
+    check_input_size,
+    input_size,
+)
 from esp_medsam_app.inference.modality_reader import (
     ModalityReading,
     looking,
@@ -81,6 +86,8 @@ class Segmenter:
         fast: by the fused encoder, the same function to rounding; else by the plain one.
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
+        quality: `fast`, `balanced` or `best`, by the size of the network's input; see `input_size`.
+        size: side of the network's square input in place of a quality, pixels.
         wait_for_runtime: make what a runtime needs before the first pass, some 15 s for each
             modality, once; else passes run in torch until it is there.
         embeddings: where image embeddings are kept for those who ask for an image again; none: they
@@ -88,7 +95,7 @@ class Segmenter:
 
     Raises:
         WeightsError: a weight file is missing, damaged or does not fit.
-        InputError: there is no such device or precision, or no such runtime for it.
+        InputError: there is no such device, precision, quality or size, or no such runtime for it.
     """
 
     def __init__(
@@ -102,7 +109,12 @@ class Segmenter:
         runtime: str = "torch",
         wait_for_runtime: bool = True,
         embeddings: EmbeddingCache | None = None,
+        quality: str = DEFAULT_QUALITY,
+        size: int | None = None,
     ) -> None:
+        check_input_size(quality, size)
+        self.quality = quality
+        self.size = size
         self.bundle = bundle
         self.device = choose_device(device)
         self.embeddings = embeddings
@@ -117,7 +129,7 @@ class Segmenter:
             compact_in_memory(self._network)
             encoder = None
             if runtime == "openvino":
-                side = bundle.description.input_size
+                side = size or bundle.description.input_size
                 encoder = OpenVinoEncoder(
                     self._network.encoder, self.dtype, side, wait=wait_for_runtime
                 )
@@ -192,7 +204,7 @@ class Segmenter:
             image,
             chosen,
             self._run(image, chosen),
-            tile=self.bundle.description.input_size,
+            tile=self.input_size(modality),
             device=self.device,
             batch_size=self.batch_size,
             on_slice=on_slice,
@@ -231,7 +243,7 @@ class Segmenter:
             image,
             modality,
             lambda tiles: self.look_through(tiles, modality),
-            tile=self.bundle.description.input_size,
+            tile=self.input_size(modality.name),
             device=self.device,
             batch_size=batch_size or self.batch_size,
             most_slices=most_slices,
@@ -307,6 +319,10 @@ class Segmenter:
                     remedy="Close other programs on it, or choose the modality by hand",
                 ) from error
 
+    def input_size(self, modality: str) -> int:
+        """Side of the network's square input for a modality, pixels."""
+        return input_size(self.bundle, modality, self.quality, self.size)
+
     def dtype_of(self, modality: str) -> torch.dtype:
         """What the passes of a modality compute in."""
         needs_float32 = self.bundle.needs_float32(modality)
@@ -374,19 +390,24 @@ class Segmenter:
 
     def _name(self, image: MedicalImage, modality: Modality) -> tuple[str, ...]:
         """Of an image's embeddings: what they depend on."""
-        said = self.bundle.description
+        said, name = self.bundle.description, modality.name
         return (
             fingerprint(image),
             said.backbone.sha256,
-            said.files.get(controller_file(modality.name), ""),
-            f"{said.input_size} {modality.intensity!r} {modality.tiles!r}",
-            f"{self.dtype_of(modality.name)} {bool(self._fast)} {self._runtime}",
+            said.files.get(controller_file(name), ""),
+            f"{self.input_size(name)} {modality.intensity!r} {modality.tiles!r}",
+            f"{self.dtype_of(name)} {bool(self._fast)} {self._runtime}",
         )
 
     def _on_cpu(self, modality: str) -> Run:
         """What runs a pass there; the weights are loaded for this image alone."""
         other = Segmenter(
-            self.bundle, device="cpu", precision=self.precision, fast=bool(self._fast)
+            self.bundle,
+            device="cpu",
+            precision=self.precision,
+            fast=bool(self._fast),
+            quality=self.quality,
+            size=self.size,
         )
         return lambda tiles: other.logits(tiles, modality)
 

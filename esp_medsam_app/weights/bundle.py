@@ -87,13 +87,15 @@ class BundleDescription(BaseModel):
             is empty (`esp-medsam calibrate`); modalities that are not named have no such limit.
         precision: by modality, what `auto` computes in on any device: float32 where another
             precision changes the masks too much (`scripts/precisions.sh`).
+        sizes: by modality and quality (`fast`, `balanced`, `best`), the side of the network's
+            input that suits it, pixels, where it is another than usual.
         scores: what `esp-medsam evaluate` printed, by modality and split.
         modality_classifier: what reads the modality from an image, where there is one.
         files: SHA-256 of every weight file, by path inside the bundle.
     """
 
     # what is told of each modality, by its name
-    by_modality: ClassVar[tuple[str, ...]] = ("presence", "precision", "scores")
+    by_modality: ClassVar[tuple[str, ...]] = ("presence", "precision", "sizes", "scores")
     model_config = ConfigDict(extra="forbid")
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
     name: str
@@ -105,6 +107,7 @@ class BundleDescription(BaseModel):
     training: dict[str, Any] = Field(default_factory=dict)
     presence: dict[str, float] = Field(default_factory=dict)
     precision: dict[str, Literal["float32"]] = Field(default_factory=dict)
+    sizes: dict[str, dict[str, int]] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
     modality_classifier: ClassifierDescription | None = None
     files: dict[str, str]
