@@ -155,7 +155,7 @@ class Training:
         self._write_rows(name, number, recipe, time.monotonic() - start, result)
         if result.chosen is not None:
             run = describe(recipe, {name: pairs}, {name: folders}, device=self.device)
-            run |= {"share": result.chosen.share, "cycle": number}
+            run |= {"shared": False, "share": result.chosen.share, "cycle": number}
             with FileLock(self.work / "best.lock"):
                 # other processes may have written other modalities meanwhile
                 bundle = replace_modality(self.best, result.chosen.network, modality, run)

@@ -149,7 +149,7 @@ def register(app: typer.Typer) -> None:
         from esp_medsam_app.dataset import prepare_caches
         from esp_medsam_app.training.record import claim_work, describe
         from esp_medsam_app.training.trainer import Learners
-        from esp_medsam_app.training.trainer import train as run
+        from esp_medsam_app.training.trainer import train as train_network
         from esp_medsam_app.weights.bundle import load_bundle, save_bundle
         from esp_medsam_app.weights.classifier_file import carry_over
 
@@ -164,7 +164,7 @@ def register(app: typer.Typer) -> None:
         claim_work(work, numbers, pairs, old, design)
         with surroundings(work, device, workers, slices_gb) as place:
             largest = numbers.largest_input(used.input_size)
-            network = run(
+            network = train_network(
                 _network(old, used, design, modalities, seed),
                 prepare_caches(pairs, modalities, tile=largest, place=place),
                 modalities,
@@ -178,13 +178,14 @@ def register(app: typer.Typer) -> None:
         learned = {modality.name: modality for modality in modalities}
         kept = old.modalities if old is not None else {}
         runs: list[Any] = old.description.training.get("runs", []) if old is not None else []
+        run = describe(numbers, pairs, folders, device=place.device) | {"shared": shared}
         bundle = save_bundle(
             output,
             network,
             (kept | learned).values(),
             name=name or "esp-medsam",
             backbone=used,
-            training={"runs": [*runs, describe(numbers, pairs, folders, device=place.device)]},
+            training={"runs": [*runs, run]},
             told=old.description.told_but_of(learned) if old is not None else None,
         )
         if old is not None:

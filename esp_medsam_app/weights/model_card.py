@@ -8,6 +8,7 @@ from typing import Any
 
 from esp_medsam_app.weights.bundle import Bundle
 from esp_medsam_app.weights.desam_bundle import DeSamBundle
+from esp_medsam_app.weights.licences import licences
 
 CARD = "README.md"
 # the bundle of a command that names none
@@ -132,6 +133,16 @@ def render_card(bundle: Bundle) -> str:
         "```\n" + "\n".join(_commands(bundle)) + "\n```",
         "## Training data",
         _table(("modality", "cases in all", "data set", "licence", "class"), _sources(runs)),
+        *_optional(
+            "Whether these licences allow commercial use; unclear where a publisher states none or "
+            "several. The decoder, which all modalities share, was trained on other modalities' "
+            "data too. This is not legal advice.",
+            ("modality", "classes of its own data", "commercial use"),
+            [
+                (name, ", ".join(found.own) or "not known", found.commercial_use)
+                for name, found in licences(bundle).items()
+            ],
+        ),
         "## Training",
         "Runs in their order; a later one goes on from the weights of those before and touches its "
         "own modalities alone.",
