@@ -19,6 +19,7 @@ CHOICE = "arithmetic.json"
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Enough work to tell the types apart, in a second or two on two cores.
 _SIDE, _BATCH, _REPEATS = 64, 2, 2
+_KNOWN: dict[tuple[str, str], dict[str, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,24 @@ def choose_arithmetic(network: EspMedSam, modality: str, place: Surroundings) ->
     device = torch.device(place.device)
     file = place.work / CHOICE
     if place.processes.first and not file.is_file():
-        seconds = {
-            name: _seconds(network, modality, Arithmetic(dtype, device))
-            for name, dtype in _TYPES.items()
-        }
+        seconds = _measured(network, modality, device)
         file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as partial:
             fastest = min(seconds, key=lambda name: seconds[name])
             partial.write_text(json.dumps({"dtype": fastest, "seconds": seconds}), encoding="utf-8")
     place.processes.wait()
     return Arithmetic(_TYPES[json.loads(file.read_text(encoding="utf-8"))["dtype"]], device)
+
+
+def _measured(network: EspMedSam, modality: str, device: torch.device) -> dict[str, float]:
+    """Time of a pass by type; measured once in a process for each device and kind of encoder."""
+    key = str(device), type(network.encoder).__name__
+    if key not in _KNOWN:
+        _KNOWN[key] = {
+            name: _seconds(network, modality, Arithmetic(dtype, device))
+            for name, dtype in _TYPES.items()
+        }
+    return _KNOWN[key]
 
 
 def _seconds(network: EspMedSam, modality: str, arithmetic: Arithmetic) -> float:
