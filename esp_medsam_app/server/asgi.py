@@ -11,7 +11,7 @@ A request goes through these layers, from the network inwards:
 
 1. `Answers`: a number for each request, errors as JSON, no paths of the server, counting;
 2. CORS and `Origins`: which web pages may ask;
-3. `TokenGate`: who may ask;
+3. `ImageAddresses` and `TokenGate`: who may ask;
 4. `Health` and `DicomProxy` answer by themselves;
 5. `Bodies`: the body is read as a whole, as far as it may;
 6. `Lanes`: a place to be worked on, after those who came before, or 429;
@@ -62,6 +62,7 @@ from esp_medsam_app.server.door.bodies import Bodies
 from esp_medsam_app.server.door.dicom_proxy import PREFIX, DicomProxy
 from esp_medsam_app.server.door.health import Health
 from esp_medsam_app.server.door.identity import TokenGate, checked_role
+from esp_medsam_app.server.door.image_addresses import ImageAddresses
 from esp_medsam_app.server.door.infer_routes import is_dicom_seg
 from esp_medsam_app.server.door.lanes import Lanes, TwoLanes
 from esp_medsam_app.server.door.metrics import Metrics
@@ -138,7 +139,7 @@ class FrontDoor:
         )
         origins = normalised(monai_settings.MONAI_LABEL_CORS_ORIGINS)
         gate = TokenGate(self._health, _secret(settings.token), _secret(settings.admin_token))
-        guarded = Origins(gate, origins, settings.hosts)
+        guarded = Origins(ImageAddresses(gate), origins, settings.hosts)
         self._http = with_cors(Answers(guarded, self.metrics, self._redaction), origins)
         self._known_redaction: tuple[tuple[str, ...], Redaction] | None = None
         self._measure()

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body, Depends, Request
 from monailabel.config import settings
 from monailabel.endpoints import activelearning
 from monailabel.endpoints.user.auth import RBAC
@@ -19,6 +20,9 @@ from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks
 
 from esp_medsam_app.server.audit import audit
+from esp_medsam_app.server.calls import current_call
+from esp_medsam_app.server.door.digests import known_digest
+from esp_medsam_app.server.door.image_addresses import ADDRESSES, wants_address
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.uploads import check_plain, the_app
 from esp_medsam_app.server.newly_labelled import models_to_update
@@ -47,8 +51,12 @@ _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
     dependencies=[_user],
     summary="The image to look at next",
 )
-def next_sample(strategy: str, params: Params = None) -> dict[str, Any]:
-    """`id` and what is known of the image; nothing when all have labels."""
+def next_sample(request: Request, strategy: str, params: Params = None) -> dict[str, Any]:
+    """`id` and what is known of the image; nothing when all have labels.
+
+    `name` is that of the file which `GET /datastore/image` sends, and `checksum` its own. 3D Slicer
+    gets an id with which it may read the image for some minutes without a log-in.
+    """
     options = _checked(params)
     labels = options.get("labels")
     if not isinstance(options.get("label_tag", ""), str) or not (
@@ -56,8 +64,17 @@ def next_sample(strategy: str, params: Params = None) -> dict[str, Any]:
     ):
         raise RefusedError(422, "params: label_tag is a text, and labels a list of them")
     found = dict(activelearning.sample(strategy, options, None))
+    if not found:
+        return {}
     # a viewer would take it for a file of its own
-    found.pop("path", None)
+    path = found.pop("path", None)
+    if path:
+        file = Path(path)
+        # viewers keep what they downloaded by its name, and another image may have had that one
+        found |= {"name": file.name, "checksum": f"SHA256:{known_digest(file)}"}
+    call = current_call()
+    if call is not None and wants_address(request.scope, call):
+        found["id"] = request.scope[ADDRESSES].give(call, found["id"])
     return found
 
 

@@ -224,10 +224,12 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         entry = self._datastore.objects.get(image_id)
         place = place_of(image_id)
         series = self.index.snapshot().series.get(place.series) if place else None
-        return {
+        known = {
             **(series.info() if series is not None else {}),
             **(dict(entry.image.info) if entry is not None else {}),
         }
+        # viewers keep what they download by this name, and know by its end how to read it
+        return {**known, "name": self._conversions.name(image_id)} if known else {}
 
     def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> None:
         """Add to an image's info, or alter it.
@@ -509,7 +511,10 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                     image, ImageLabelModel(image=DataModel(ext=SUFFIX))
                 )
                 entry.image.info.update(
-                    told, instances=cached.count, name=f"{image}{SUFFIX}", ts=int(time.time())
+                    told,
+                    instances=cached.count,
+                    name=self._conversions.name(image),
+                    ts=int(time.time()),
                 )
                 entry.image.info[PROBLEM] = problem
                 entry.image.info.pop(NOT_SHOWN, None)
@@ -546,7 +551,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                 raise
             logger.warning("The PACS is away: labels of %s are kept as they come", image_id)
             with self._file.transaction() as change:
-                info = {"name": f"{image_id}{SUFFIX}", "ts": int(time.time())}
+                info = {"name": self._conversions.name(image_id), "ts": int(time.time())}
                 change.model.objects[image_id] = ImageLabelModel(
                     image=DataModel(ext=SUFFIX, info=info)
                 )
