@@ -257,6 +257,9 @@ class EspMedSamApp(MONAILabelApp):
             if source.image_id and isinstance(self._infers[request["model"]], AutoInferTask):
                 # the labels that are submitted for it later are of that modality
                 self.active_learning.was_read(source.image_id, result["params"]["modality"])
+            if source.image_id and not request.get("save_label"):
+                # a batch is nobody's choice of a model
+                self.active_learning.was_used(source.image_id, request["model"])
             result["tag"] = tag
             if request.get("save_label") and source.image_id:
                 result["label"] = _save(datastore, source, result, request["model"])

@@ -55,6 +55,7 @@ class Station:
     url: str
     ct: str
     mr: str
+    other: str
     audit: Path
 
 
@@ -78,24 +79,39 @@ def slicer_module() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def station(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
-    """A PACS with a CT and an oblique MR series."""
+    """A PACS with a CT, an oblique MR series, and one of another patient."""
     folder = tmp_path_factory.mktemp("station")
     archive = Orthanc(folder / "orthanc")
     archive.start()
     ct = archive.put(map(pydicom.dcmread, thin_series(samples)))
     mr = archive.put(volume(4, modality="MR", orientation=oblique()))
+    slices = volume(4, modality="MR")
+    for dataset in slices:
+        dataset.PatientID = "ANOTHER"
+    other = archive.put(slices)
     with server_before(archive, folder, {"ESP_MEDSAM_TOKEN": TOKEN}) as server:
-        yield Station(server.url, ct, mr, server.audit)
+        yield Station(server.url, ct, mr, other, server.audit)
 
 
 @pytest.fixture
 def slicer(station: Station, slicer_module: ModuleType, tmp_path: Path) -> Any:
-    """The client, as Slicer makes it after its user has logged in."""
-    client = slicer_module.MONAILabelClient(station.url, str(tmp_path), "user-xyz")
-    assert client.auth_enabled() is True
-    client.update_auth(client.auth_token("ann", TOKEN))
-    assert client.auth_valid_token() is True
-    return client
+    """The client, as Slicer makes it after its user has logged in: a new one for each call.
+
+    One that has a log-in sends the headers of a body with all that it asks for later.
+    """
+    issued: dict[str, Any] = {}
+
+    class Logic:
+        def __getattr__(self, name: str) -> Any:
+            client = slicer_module.MONAILabelClient(station.url, str(tmp_path), "user-xyz")
+            assert client.auth_enabled() is True
+            if not issued:
+                issued.update(client.auth_token("ann", TOKEN))
+            client.update_auth(issued)
+            assert client.auth_valid_token() is True
+            return getattr(client, name)
+
+    return Logic()
 
 
 def image_file(station: Station, image: str, folder: Path) -> Path:
@@ -155,10 +171,10 @@ def test_what_slicer_asks_when_it_connects(slicer: Any, station: Station) -> Non
     assert not info.get("config")
     assert {LIVER, HIPPOCAMPUS} <= set(info["models"])
     assert info["models"][HIPPOCAMPUS]["labels"] == {"anterior_hippocampus": 1, POSTERIOR: 2}
-    assert (info["datastore"]["total"], info["datastore"]["completed"]) == (2, 0)
+    assert (info["datastore"]["total"], info["datastore"]["completed"]) == (3, 0)
     assert slicer.train_status(check_if_running=True) is False
     sample = slicer.next_sample("first", {})
-    assert sample["SeriesInstanceUID"] in (station.ct, station.mr)
+    assert sample["SeriesInstanceUID"] in (station.ct, station.mr, station.other)
     # a path would have Slicer look for a file of its own machine
     assert "path" not in sample
     assert sample["PatientID"]
@@ -229,7 +245,8 @@ def test_some_segments_are_submitted_and_fetched(
     lines = [json.loads(line) for line in station.audit.read_text().splitlines()]
     assert [line["image"] for line in lines if line["action"] == "label.save"] == [station.mr] * 2
     # what has a label is not offered again
-    assert slicer.next_sample("first", {})["SeriesInstanceUID"] == station.ct
+    offered = {slicer.next_sample("first", {})["SeriesInstanceUID"] for _ in range(3)}
+    assert offered == {station.ct, station.other}
 
 
 @needs_orthanc
@@ -266,10 +283,14 @@ def wait_for(happened: Any) -> None:
 def test_training_is_started_asked_for_and_stopped(
     slicer: Any, station: Station, tmp_path: Path
 ) -> None:
-    image = read(image_file(station, station.mr, tmp_path))
-    drawn_on(image, tmp_path / "label.nrrd", 1)
     params = {"label_info": [{"name": POSTERIOR, "idx": 1}]}
-    slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
+    for image in (station.mr, station.other):
+        drawn_on(read(image_file(station, image, tmp_path)), tmp_path / "label.nrrd", 1)
+        if image == station.other:
+            # of one patient nothing better can come
+            with pytest.raises(Exception, match=r"422.*of one patient"):
+                slicer.train_start(HIPPOCAMPUS, {})
+        slicer.save_label(image, str(tmp_path / "label.nrrd"), params=params)
     started = slicer.train_start(HIPPOCAMPUS, {"max_epochs": 200, "tracking": "None"})
     assert started["status"] in ("SUBMITTED", "RUNNING")
     with pytest.raises(Exception, match="429"):
@@ -279,7 +300,9 @@ def test_training_is_started_asked_for_and_stopped(
     wait_for(lambda: slicer.train_status()["status"] == "RUNNING")
     slicer.train_stop()
     wait_for(lambda: not slicer.train_status(check_if_running=True))
-    assert slicer.train_status()["status"] == "STOPPED"
+    ended = slicer.train_status()
+    assert (ended["status"], ended["queue"]) == ("STOPPED", [])
+    assert ended["result"].startswith("not activated, because")
 
 
 @needs_orthanc
