@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Depends, Query, Request
 from monailabel.config import settings
 from monailabel.endpoints import activelearning
 from monailabel.endpoints.user.auth import RBAC
@@ -27,6 +27,7 @@ from esp_medsam_app.server.door.image_addresses import ADDRESSES, wants_address
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.uploads import check_plain, the_app
 from esp_medsam_app.server.newly_labelled import models_to_update
+from esp_medsam_app.server.ohif_volumes import OHIF
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.train_options import TrainOptions
 from esp_medsam_app.server.train_outcome import result_of
@@ -53,8 +54,15 @@ _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
     dependencies=[_user],
     summary="The image to look at next",
 )
-def next_sample(request: Request, strategy: str, params: Params = None) -> dict[str, Any]:
+def next_sample(
+    request: Request,
+    strategy: str,
+    params: Params = None,
+    viewer: Annotated[str | None, Query(pattern=f"^{OHIF}$")] = None,
+) -> dict[str, Any]:
     """`id` and what is known of the image; nothing when all have labels.
+
+    `viewer=ohif`: only images that OHIF shows, or 404 with the reason.
 
     `name` is that of the file which `GET /datastore/image` sends, and `checksum` its own. 3D Slicer
     gets an id with which it may read the image for some minutes without a log-in.
@@ -65,8 +73,11 @@ def next_sample(request: Request, strategy: str, params: Params = None) -> dict[
         labels is None or (isinstance(labels, list) and all(isinstance(o, str) for o in labels))
     ):
         raise RefusedError(422, "params: label_tag is a text, and labels a list of them")
+    options["viewer"] = viewer
     found = dict(activelearning.sample(strategy, options, None))
     if not found:
+        if viewer == OHIF:
+            raise RefusedError(404, _nothing_for_ohif())
         return {}
     # a viewer would take it for a file of its own
     path = found.pop("path", None)
@@ -271,6 +282,16 @@ def _states(
         for task in waiting[1:]
     ]
     return {**now, "queue": queue}
+
+
+def _nothing_for_ohif() -> str:
+    left = len(the_app().datastore().get_unlabeled_images())
+    if not left:
+        return "Every image has a label, or cannot be segmented."
+    return (
+        f"OHIF shows none of the {left} images that have no label yet: they are no volumes of CT "
+        "or MR, of one series each. Use 3D Slicer for these."
+    )
 
 
 def _start_training(model: str, options: dict[str, Any], enqueue: bool) -> dict[str, Any]:

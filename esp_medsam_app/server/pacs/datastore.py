@@ -42,6 +42,7 @@ from esp_medsam_app.errors import (
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore, checked_tag
+from esp_medsam_app.server.ohif_volumes import INSTANCES, IS_VOLUME
 from esp_medsam_app.server.pacs.archive_index import ArchiveIndex, Series
 from esp_medsam_app.server.pacs.archived_labels import INSTANCE, ArchivedLabels
 from esp_medsam_app.server.pacs.client import PacsClient, is_default
@@ -68,8 +69,6 @@ _SUBMISSION = "submission"
 # In an image's info: why it cannot be segmented, and why viewers cannot show it as a volume.
 PROBLEM = "problem"
 NOT_SHOWN = "not_shown"
-# likewise: how many instances its series has
-_COUNT = "instances"
 
 _LABELS = ("*.nii.gz", "*.nii", "*.seg.nrrd", "*.nrrd", "*.png", f"*{SUFFIX}")
 
@@ -225,7 +224,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         place = place_of(image_id)
         series = self.index.snapshot().series.get(place.series) if place else None
         known = {
-            **(series.info() if series is not None else {}),
+            **(_told_of(series) if series is not None else {}),
             **(dict(entry.image.info) if entry is not None else {}),
         }
         # viewers keep what they download by this name, and know by its end how to read it
@@ -240,7 +239,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         with _told():
             self._noted(image_id)
         if isinstance(info, Mapping):
-            own = (PROBLEM, NOT_SHOWN, _COUNT)
+            own = (PROBLEM, NOT_SHOWN, INSTANCES, IS_VOLUME)
             info = {key: value for key, value in info.items() if key not in own}
         super().update_image_info(image_id, info)
 
@@ -493,7 +492,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         ids = self._ids(place, cached)
         old = [image for image in objects if (p := place_of(image)) and p.series == place.series]
         if all(
-            image in objects and objects[image].image.info.get(_COUNT) == cached.count
+            image in objects and objects[image].image.info.get(INSTANCES) == cached.count
             for image in ids
         ) and set(old) == set(ids):
             return
@@ -517,6 +516,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                     ts=int(time.time()),
                 )
                 entry.image.info[PROBLEM] = problem
+                entry.image.info[IS_VOLUME] = _is_volume(cached, grid)
                 entry.image.info.pop(NOT_SHOWN, None)
                 change.files.append((self._pointer(image), pointer(grid)))
 
@@ -695,6 +695,19 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             label = entry.labels.get(FINAL) if entry is not None else None
             if label is not None and str(label.info.get(_SUBMISSION)) == submission:
                 label.info.update(info)
+
+
+def _told_of(series: Series) -> dict[str, Any]:
+    count = {INSTANCES: series.instances} if series.instances >= 0 else {}
+    return {**series.info(), **count}
+
+
+def _is_volume(cached: CachedSeries, grid: Grid | None) -> bool:
+    """Whether all instances of a series are one volume of several slices."""
+    if grid is None or not grid.has_patient_space or len(cached.parts) != 1:
+        return False
+    whole = len(cached.parts[0].files) == cached.count
+    return whole and len(grid.shape) == 3 and grid.shape[2] > 1
 
 
 def _flawed(info: Mapping[str, Any]) -> bool:

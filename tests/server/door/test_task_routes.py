@@ -179,6 +179,13 @@ def test_the_next_image_of_what_makes_no_sense(door: TestClient, params: dict[st
     assert door.post("/activelearning/random", json=params).status_code == 422
 
 
+def test_ohif_is_told_why_there_is_nothing_for_it(door: TestClient) -> None:
+    assert door.post("/activelearning/first?viewer=else").status_code == 422
+    nothing = door.post("/activelearning/first?viewer=ohif")
+    assert nothing.status_code == 404
+    assert "none of the 2 images" in nothing.json()["detail"]
+
+
 def test_the_address_says_the_strategy(door: TestClient, studies: Path) -> None:
     for _ in range(2):
         answer = door.post("/activelearning/first", json={"strategy": ["wisest"], "client_id": {}})
