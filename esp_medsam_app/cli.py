@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esp_medsam_app.commands import (
+    backup,
     benchmark,
     calibrate,
     classifier,
@@ -46,6 +47,7 @@ for command in (
     data,
     simulate,
     weights,
+    backup,
     sample_data,
     benchmark,
     doctor,

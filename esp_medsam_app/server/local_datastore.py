@@ -115,6 +115,11 @@ class SafeDatastore(LocalDatastore):
             # what is moved here is there all at once, as rsync does it
             self._handler.on_moved = self._on_any_event
 
+    @property
+    def folder(self) -> Path:
+        """Where labels are, and images that are no PACS's."""
+        return self._folder
+
     # --- reading: everything of the base class goes through here --------------------------------
 
     @property

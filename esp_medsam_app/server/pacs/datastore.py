@@ -150,16 +150,12 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     ) -> PacsDatastore:
         """With MONAI Label's own settings; its default of CT alone gives way to the models'."""
         client = PacsClient.from_settings(url)
-        chosen = (
-            settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.MONAI_LABEL_DATASTORE_CACHE_PATH
-        )
-        cache = Path(chosen) if chosen else Path.home() / ".cache" / "monailabel" / "dicom"
         search = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
         age = "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY"
         options: dict[str, Any] = {} if is_default(age) else {"max_age": getattr(settings, age)}
         return cls(
             client,
-            cache / md5_digest(client.url),
+            cache_folder() / md5_digest(client.url),
             labels,
             modalities,
             {} if is_default(search) else getattr(settings, search),
@@ -695,6 +691,12 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
             label = entry.labels.get(FINAL) if entry is not None else None
             if label is not None and str(label.info.get(_SUBMISSION)) == submission:
                 label.info.update(info)
+
+
+def cache_folder() -> Path:
+    """Where each PACS has a folder of its own, by MONAI Label's settings."""
+    chosen = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.MONAI_LABEL_DATASTORE_CACHE_PATH
+    return Path(chosen) if chosen else Path.home() / ".cache" / "monailabel" / "dicom"
 
 
 def _told_of(series: Series) -> dict[str, Any]:
