@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esp_medsam_app.errors import EspMedSamError, InputError
+from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError, UnreachableError
 from esp_medsam_app.installation import DISTRIBUTION, Need, needs, pinned_versions
 
 State = Literal["ok", "warning", "failed"]
@@ -59,7 +59,7 @@ class Setting:
         bundle: weights; the starter bundle if None.
         app: the app folder a server loads, and writes its models and logs to.
         samples: the sample data folder.
-        studies: folder a server offers, where it also keeps labels.
+        studies: folder a server offers, where it also keeps labels; or a PACS's address.
         host: a server's address.
         port: a server's port.
     """
@@ -67,9 +67,15 @@ class Setting:
     bundle: Path | None = None
     app: Path = CHECKOUT / "apps" / "esp_medsam"
     samples: Path = Path("sample_data/built")
-    studies: Path = Path("sample_data/built/studies")
+    studies: str | Path = Path("sample_data/built/studies")
     host: str = "127.0.0.1"
     port: int = 8000
+
+    @property
+    def pacs(self) -> str | None:
+        """The address of the PACS, where the studies are in one."""
+        studies = str(self.studies)
+        return studies if studies.startswith(("http://", "https://")) else None
 
 
 def diagnose(setting: Setting) -> Iterator[Finding]:
@@ -257,12 +263,45 @@ def check_port(setting: Setting) -> Iterable[Finding]:
 
 def check_folders(setting: Setting) -> Iterable[Finding]:
     """What a server writes to can be written to, and has room."""
-    for name, folder in (
+    if setting.pacs is None:
+        kept, name = Path(setting.studies), "studies folder"
+    else:
+        from esp_medsam_app.server.pacs.datastore import cache_folder
+
+        kept, name = cache_folder(), "PACS's labels"
+    for title, folder in (
         ("app folder", setting.app),
-        ("studies folder", setting.studies),
+        (name, kept),
         ("temporary folder", Path(tempfile.gettempdir())),
     ):
-        yield _check_folder(name, folder, must_exist=folder == setting.app)
+        yield _check_folder(title, folder, must_exist=folder == setting.app)
+
+
+def check_pacs(setting: Setting) -> Iterable[Finding]:
+    """The PACS answers searches and gives instances, where the studies are in one."""
+    if setting.pacs is None:
+        return
+    from esp_medsam_app.server.pacs.client import PacsClient
+
+    try:
+        series = PacsClient.from_settings(setting.pacs).probe()
+    except UnknownNameError:
+        found = f"{setting.pacs} answers, but there is no DICOMweb (HTTP 404)"
+        remedy = "Name the root of its DICOMweb; Orthanc's is http://HOST:8042/dicom-web"
+        yield Finding("PACS", "failed", found, remedy)
+        return
+    except UnreachableError as error:
+        found, remedy = f"{setting.pacs}: {error.problem}", error.remedy
+        if "credentials" not in error.problem:
+            remedy = "Look whether it runs, and whether this machine reaches that address"
+        yield Finding("PACS", "failed", found, remedy)
+        return
+    if series is None:
+        remedy = "Send it images, or look whether this user may see them"
+        yield Finding("PACS", "warning", f"{setting.pacs} answers, and holds no series", remedy)
+    else:
+        found = f"{setting.pacs} answers; a series of {series.get('Modality', 'images')} was read"
+        yield Finding("PACS", "ok", found)
 
 
 def check_samples(setting: Setting) -> Iterable[Finding]:
@@ -288,6 +327,7 @@ _CHECKS: dict[str, Callable[[Setting], Iterable[Finding]]] = {
     "dcmqi": check_dcmqi,
     "port": check_port,
     "folders": check_folders,
+    "PACS": check_pacs,
     "sample data": check_samples,
 }
 

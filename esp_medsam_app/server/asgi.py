@@ -232,13 +232,14 @@ def _running_tasks() -> dict[str, float]:
     return {kind: float(len(running)) for kind, running in background_processes.items()}
 
 
-def _written() -> list[Path]:
-    """The folders that hold what must not be lost."""
+def _written() -> dict[str, Path]:
+    """The folders that hold what must not be lost, by what they are for."""
     studies = str(monai_settings.MONAI_LABEL_STUDIES)
     is_folder = studies and not studies.startswith(("http://", "https://"))
     kept = studies if is_folder else str(monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH)
     app = str(monai_settings.MONAI_LABEL_APP_DIR)
-    return [Path(folder) for folder in (kept, app) if folder]
+    named = {"images and labels": kept, "versions and logs": app}
+    return {name: Path(folder) for name, folder in named.items() if folder}
 
 
 def _folders() -> list[Path]:
@@ -253,7 +254,7 @@ def _folders() -> list[Path]:
     )
     home = Path.home()
     return [
-        *_written(),
+        *_written().values(),
         Path(tempfile.gettempdir()),
         *(Path(str(folder)) for folder in chosen if folder),
         home / ".cache" / "monailabel",

@@ -26,6 +26,7 @@ from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.modality_reader import ModalityReading
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.disks import TEMPORARY, room
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
@@ -256,7 +257,7 @@ def _write(labels: NDArray[Any], grid: Grid, suffix: str, compress: bool) -> Pat
         Path(name).unlink(missing_ok=True)
         raise EspMedSamError(
             f"the label map cannot be written ({error.strerror or error})",
-            remedy="The server's disk may be full",
+            remedy=room(TEMPORARY, Path(name).parent),
         ) from error
     except EspMedSamError:
         Path(name).unlink(missing_ok=True)

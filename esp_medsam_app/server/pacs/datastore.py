@@ -40,6 +40,7 @@ from esp_medsam_app.errors import (
     UnreachableError,
 )
 from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.disks import room
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore, checked_tag
 from esp_medsam_app.server.ohif_volumes import INSTANCES, IS_VOLUME
@@ -171,6 +172,11 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     def stop(self) -> None:
         """Send no more labels; those that wait are sent after the next start."""
         self.outbox.stop()
+
+    def status(self) -> dict[str, Any]:
+        """Counts for viewers; `problem`: why the PACS could not be listed, if it could not."""
+        found, problem = dict(super().status()), self.index.snapshot().problem
+        return {**found, "problem": problem} if problem else found
 
     # --- images -----------------------------------------------------------------------------
 
@@ -737,6 +743,6 @@ def _told() -> Iterator[None]:
     except OSError as error:
         told = EspMedSamError(
             f"the images cannot be kept on this server ({error.strerror or error})",
-            remedy="Its disk may be full",
+            remedy=room("labels and images of the PACS", cache_folder()),
         )
         raise as_http_error(told) from error
