@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError, UnreachableError
+from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.installation import DISTRIBUTION, Need, needs, pinned_versions
 
 State = Literal["ok", "warning", "failed"]
@@ -281,27 +281,9 @@ def check_pacs(setting: Setting) -> Iterable[Finding]:
     """The PACS answers searches and gives instances, where the studies are in one."""
     if setting.pacs is None:
         return
-    from esp_medsam_app.server.pacs.client import PacsClient
+    from esp_medsam_app.server.pacs.probing import probed
 
-    try:
-        series = PacsClient.from_settings(setting.pacs).probe()
-    except UnknownNameError:
-        found = f"{setting.pacs} answers, but there is no DICOMweb (HTTP 404)"
-        remedy = "Name the root of its DICOMweb; Orthanc's is http://HOST:8042/dicom-web"
-        yield Finding("PACS", "failed", found, remedy)
-        return
-    except UnreachableError as error:
-        found, remedy = f"{setting.pacs}: {error.problem}", error.remedy
-        if "credentials" not in error.problem:
-            remedy = "Look whether it runs, and whether this machine reaches that address"
-        yield Finding("PACS", "failed", found, remedy)
-        return
-    if series is None:
-        remedy = "Send it images, or look whether this user may see them"
-        yield Finding("PACS", "warning", f"{setting.pacs} answers, and holds no series", remedy)
-    else:
-        found = f"{setting.pacs} answers; a series of {series.get('Modality', 'images')} was read"
-        yield Finding("PACS", "ok", found)
+    yield Finding("PACS", *probed(setting.pacs))
 
 
 def check_samples(setting: Setting) -> Iterable[Finding]:

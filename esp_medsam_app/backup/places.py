@@ -97,23 +97,14 @@ def places_of(
     return served.studies, [place for place in places if place.folder.is_dir()]
 
 
-def dicom_folder(data: Path | None) -> Path:
-    """Where a server keeps what is of a PACS."""
-    if data is not None:
-        return data / DICOM
-    from esp_medsam_app.server.pacs.datastore import cache_folder
-
-    return cache_folder()
-
-
 def _labels_of(studies: str, data: Path | None, served: Served | None) -> Path:
     if not studies.startswith(("http://", "https://")):
         return Path(studies).resolve()
     if served is not None and served.studies.rstrip("/") == studies.rstrip("/"):
         return served.labels
-    from monailabel.utils.others.generic import md5_digest
+    from esp_medsam_app.server.pacs.datastore import labels_folder
 
-    return dicom_folder(data) / str(md5_digest(studies.strip().rstrip("/")))
+    return labels_folder(studies, data / DICOM if data is not None else None)
 
 
 def _is_kept(name: str) -> bool:

@@ -156,7 +156,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         options: dict[str, Any] = {} if is_default(age) else {"max_age": getattr(settings, age)}
         return cls(
             client,
-            cache_folder() / md5_digest(client.url),
+            labels_folder(client.url),
             labels,
             modalities,
             {} if is_default(search) else getattr(settings, search),
@@ -703,6 +703,11 @@ def cache_folder() -> Path:
     """Where each PACS has a folder of its own, by MONAI Label's settings."""
     chosen = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.MONAI_LABEL_DATASTORE_CACHE_PATH
     return Path(chosen) if chosen else Path.home() / ".cache" / "monailabel" / "dicom"
+
+
+def labels_folder(url: str, cache: Path | None = None) -> Path:
+    """The folder of a PACS, by its address."""
+    return (cache or cache_folder()) / str(md5_digest(url.strip().rstrip("/")))
 
 
 def _told_of(series: Series) -> dict[str, Any]:
