@@ -138,14 +138,17 @@ class _Writer:
         status = os.fstat(opened.fileno())
         info = tarfile.TarInfo(name)
         info.size, info.mtime, info.mode = status.st_size, status.st_mtime, 0o600
-        # a log grows while it is read: what was there counts
         digest = _Digest(opened)
         self._tar.addfile(info, digest)
         return Entry(size=info.size, sha256=digest.value())
 
 
 class _Digest(io.RawIOBase):
-    """Reads a file, and knows the SHA-256 of what was read."""
+    """Reads as much of a file as there was, and knows the SHA-256 of it.
+
+    A log grows while it is read: what was there counts. One that is cut meanwhile, as logrotate
+    does, gets empty lines.
+    """
 
     def __init__(self, opened: IO[bytes]) -> None:
         self._opened = opened
@@ -153,6 +156,7 @@ class _Digest(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         block = self._opened.read(size)
+        block += b"\n" * (size - len(block))
         self._sum.update(block)
         return block
 

@@ -152,6 +152,16 @@ def test_a_backup_beside_a_server_that_writes(
     assert not (tmp_path / "studies" / "b.png").exists()
 
 
+def test_a_log_that_is_cut_meanwhile(tmp_path: Path) -> None:
+    """As logrotate does with `copytruncate`."""
+    log = tmp_path / "app.log"
+    log.write_bytes(b"x" * 100)
+    with log.open("rb") as opened:
+        log.write_bytes(b"y" * 30)
+        digest = archive._Digest(opened)
+        assert digest.read(100) == b"y" * 30 + b"\n" * 70
+
+
 def test_the_lock_is_the_server_s(make: Make, tmp_path: Path) -> None:
     """While the last changes are written, a submission waits."""
     ward = make()
