@@ -244,7 +244,9 @@ def _token() -> str | None:
 def _is_open(host: str) -> bool:
     """Whether others may reach the server, and nobody has to log in."""
     alone = host in ("localhost", "::1") or host.startswith("127.")
-    return not alone and not (_token() or os.environ.get("MONAI_LABEL_AUTH_ENABLE"))
+    keycloak = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").strip().lower()
+    # as MONAI Label's settings read it
+    return not alone and not (_token() or keycloak in ("1", "on", "t", "true", "y", "yes"))
 
 
 def _samples(screen: Screen, home: DataFolder | None) -> str:

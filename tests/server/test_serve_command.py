@@ -163,13 +163,21 @@ def test_options_reach_the_app(run: Run, studies: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "warned"),
-    [("0.0.0.0", "", True), ("127.0.0.1", "", False), ("0.0.0.0", "x" * 16, False)],
-)
+    ("host", "token", "keycloak", "warned"),
+    [("0.0.0.0", "", "", True), ("127.0.0.1", "", "", False), ("0.0.0.0", "x" * 16, "", False),
+     ("0.0.0.0", "", "true", False), ("0.0.0.0", "", "false", True)],
+)  # fmt: skip
 def test_a_server_for_everybody_is_warned_of(
-    run: Run, studies: Path, monkeypatch: pytest.MonkeyPatch, host: str, token: str, warned: bool
+    run: Run,
+    studies: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    token: str,
+    keycloak: str,
+    warned: bool,
 ) -> None:
     monkeypatch.setenv("ESP_MEDSAM_TOKEN", token)
+    monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", keycloak)
     assert (
         "everybody in the network" in run("--studies", studies, "--host", host).output
     ) is warned
