@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esp_medsam_app.commands import (
+    backup,
     benchmark,
     calibrate,
     classifier,
@@ -48,6 +49,7 @@ for command in (
     simulate,
     weights,
     info,
+    backup,
     sample_data,
     benchmark,
     doctor,

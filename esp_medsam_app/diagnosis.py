@@ -59,7 +59,7 @@ class Setting:
         bundle: weights; the starter bundle if None.
         app: the app folder a server loads, and writes its models and logs to.
         samples: the sample data folder.
-        studies: folder a server offers, where it also keeps labels.
+        studies: folder a server offers, where it also keeps labels; or a PACS's address.
         host: a server's address.
         port: a server's port.
     """
@@ -67,9 +67,15 @@ class Setting:
     bundle: Path | None = None
     app: Path = CHECKOUT / "apps" / "esp_medsam"
     samples: Path = Path("sample_data/built")
-    studies: Path = Path("sample_data/built/studies")
+    studies: str | Path = Path("sample_data/built/studies")
     host: str = "127.0.0.1"
     port: int = 8000
+
+    @property
+    def pacs(self) -> str | None:
+        """The address of the PACS, where the studies are in one."""
+        studies = str(self.studies)
+        return studies if studies.startswith(("http://", "https://")) else None
 
 
 def diagnose(setting: Setting) -> Iterator[Finding]:
@@ -257,12 +263,27 @@ def check_port(setting: Setting) -> Iterable[Finding]:
 
 def check_folders(setting: Setting) -> Iterable[Finding]:
     """What a server writes to can be written to, and has room."""
-    for name, folder in (
+    if setting.pacs is None:
+        kept, name = Path(setting.studies), "studies folder"
+    else:
+        from esp_medsam_app.server.pacs.datastore import cache_folder
+
+        kept, name = cache_folder(), "PACS's labels"
+    for title, folder in (
         ("app folder", setting.app),
-        ("studies folder", setting.studies),
+        (name, kept),
         ("temporary folder", Path(tempfile.gettempdir())),
     ):
-        yield _check_folder(name, folder, must_exist=folder == setting.app)
+        yield _check_folder(title, folder, must_exist=folder == setting.app)
+
+
+def check_pacs(setting: Setting) -> Iterable[Finding]:
+    """The PACS answers searches and gives instances, where the studies are in one."""
+    if setting.pacs is None:
+        return
+    from esp_medsam_app.server.pacs.probing import probed
+
+    yield Finding("PACS", *probed(setting.pacs))
 
 
 def check_samples(setting: Setting) -> Iterable[Finding]:
@@ -288,6 +309,7 @@ _CHECKS: dict[str, Callable[[Setting], Iterable[Finding]]] = {
     "dcmqi": check_dcmqi,
     "port": check_port,
     "folders": check_folders,
+    "PACS": check_pacs,
     "sample data": check_samples,
 }
 

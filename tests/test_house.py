@@ -18,6 +18,7 @@ ORDER = [
     "commands",
     "diagnosis",
     "benchmark",
+    "backup",
     "server",
     "learning",
     "baselines",

@@ -39,14 +39,14 @@ def register(app: typer.Typer) -> None:
             Path, typer.Option("--samples", metavar="DIR", help="The sample data folder.")
         ] = _DEFAULT.samples,
         studies: Annotated[
-            Path, typer.Option("--studies", metavar="DIR", help="What a server is to offer.")
-        ] = _DEFAULT.studies,
+            str, typer.Option("--studies", metavar="DIR|URL", help="What a server is to offer.")
+        ] = str(_DEFAULT.studies),
         host: Annotated[str, typer.Option(help="A server's address.")] = _DEFAULT.host,
         port: Annotated[
             int, typer.Option(min=1, max=65535, help="A server's port.")
         ] = _DEFAULT.port,
     ) -> None:
-        """Check the installation: packages, weights, device, dcmqi, port, folders, sample data.
+        """Check the installation: packages, weights, device, dcmqi, port, folders, PACS, samples.
 
         Says how to mend what is wrong. Exit code 2 if anything failed; warnings do not count.
         """

@@ -120,6 +120,7 @@ def register(app: typer.Typer) -> None:
         conf = _checked_conf(models, bundle, modalities, device, preload, desam, profile)
         if versions is not None:
             conf["versions"] = str(versions.resolve())
+        token = _token()
         if _is_open(host):
             screen.say(_OPEN_WARNING)
         place = _checked_studies(studies) if studies else _samples(screen, home)
@@ -141,14 +142,14 @@ def register(app: typer.Typer) -> None:
                 try:
                     if level == "DEBUG":
                         lines.release(all_lines=True)
-                    info = server.wait_until_ready(timeout)
+                    info = server.wait_until_ready(timeout, token)
                 except EspMedSamError:
                     server.stop()
                     lines.finish()
                     lines.release(all_lines=True)
                     raise
                 lines.release(all_lines=False)
-                screen.say(_welcome(info, server.url, place))
+                screen.say(_welcome(info, server.url, place, token is not None))
                 code = server.process.wait()
                 raise EspMedSamError(
                     f"the server has stopped by itself (exit code {code})",
@@ -232,13 +233,20 @@ def _checked_studies(studies: str) -> str:
     return str(folder)
 
 
-def _is_open(host: str) -> bool:
-    """Whether others may reach the server, and nobody has to log in."""
+def _token() -> str | None:
+    """What clients log in with, where that is a token."""
     from esp_medsam_app.server.door.settings import DoorSettings
 
+    token = DoorSettings.read().token
+    return token.get_secret_value() if token is not None else None
+
+
+def _is_open(host: str) -> bool:
+    """Whether others may reach the server, and nobody has to log in."""
     alone = host in ("localhost", "::1") or host.startswith("127.")
-    logs_in = DoorSettings.read().token or os.environ.get("MONAI_LABEL_AUTH_ENABLE")
-    return not alone and not logs_in
+    keycloak = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").strip().lower()
+    # as MONAI Label's settings read it
+    return not alone and not (_token() or keycloak in ("1", "on", "t", "true", "y", "yes"))
 
 
 def _samples(screen: Screen, home: DataFolder | None) -> str:
@@ -256,22 +264,36 @@ def _samples(screen: Screen, home: DataFolder | None) -> str:
     return str(build_sample_data(SAMPLES).folder / "studies")
 
 
-def _welcome(info: dict[str, Any], url: str, studies: str) -> str:
+def _welcome(info: dict[str, Any], url: str, studies: str, has_token: bool) -> str:
     is_archive = studies.startswith(("http://", "https://"))
     ohif = f"{url}/ohif/" if is_archive else "needs studies on a DICOMweb server, not in a folder"
-    images = info.get("datastore", {}).get("total", "?")
-    return "\n".join(
-        [
-            "",
-            f"ESP-MedSAM is ready at {url}",
-            f"  models     {', '.join(info.get('models', {})) or '?'}",
-            f"  studies    {studies} ({images} images)",
-            f"  3D Slicer  module MONAI Label, MONAI Label server: {url}",
-            f"  OHIF       {ohif}",
-            f"  REST       {url}/ (try it out), {url}/info/",
-            "Ctrl-C stops it.",
-        ]
-    )
+    lines = [
+        "",
+        f"ESP-MedSAM is ready at {url}",
+        f"  models     {', '.join(info.get('models', {})) or 'told after the log-in'}",
+        f"  studies    {studies} ({_counted(info)})",
+        f"  3D Slicer  module MONAI Label, MONAI Label server: {url}",
+        f"  OHIF       {ohif}",
+        f"  REST       {url}/ (try it out), {url}/info/",
+    ]
+    if has_token:
+        lines.append("  log-in     any user name, the token (ESP_MEDSAM_TOKEN) as the password")
+    elif not info:
+        lines.append("  log-in     with Keycloak")
+    problem = info.get("datastore", {}).get("problem")
+    if problem:
+        doctor = f"esp-medsam doctor --studies {studies}"
+        lines.append(f"Warning: {problem}. No image is listed until it does; {doctor} tells more")
+    return "\n".join([*lines, "Ctrl-C stops it."])
+
+
+def _counted(info: dict[str, Any]) -> str:
+    if not info:
+        return "images are counted after the log-in"
+    datastore = info.get("datastore", {})
+    if datastore.get("problem"):
+        return f"not listed, {datastore.get('total', 0)} images known from before"
+    return f"{datastore.get('total', '?')} images"
 
 
 @contextmanager

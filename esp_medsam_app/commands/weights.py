@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,11 +52,14 @@ def register(app: typer.Typer) -> None:
         """List the versions of every modality: when, on how many cases, Dice, which one serves."""
         from esp_medsam_app.weights.versions import overview
 
-        found = overview(_opened(versions, bundle), [modality] if modality else None)
+        store = _opened(versions, bundle)
+        found = overview(store, [modality] if modality else None)
         if as_json:
             Screen().say(json.dumps(found, indent=2))
-        else:
-            Screen().show(_versions_table(found, str(versions)))
+            return
+        Screen().show(_versions_table(found, str(versions)))
+        if not any(version["number"] for entry in found for version in entry["versions"]):
+            Screen().say(_no_versions(versions, store))
 
     @group.command()
     def restore(
@@ -63,12 +69,19 @@ def register(app: typer.Typer) -> None:
             int, typer.Option(min=0, metavar="N", help="The version; 0: the bundle's own.")
         ],
         bundle: BundleOption = None,
+        yes: Annotated[
+            bool, typer.Option("--yes", "-y", help="Do not ask about one that was kept back.")
+        ] = False,
     ) -> None:
-        """Let a version serve, from a running server's next request on."""
+        """Let a version serve, from a running server's next request on. The audit has a line."""
         store = _opened(versions, bundle)
         before = store.serving().get(modality, 0)
+        version = store.get(modality, number) if number else None
+        if version is not None and version.state == "kept_back" and not yes:
+            _ask(f"version {number} of {modality} was kept back: {version.reason}")
         store.restore(modality, number, "restored on the command line")
-        Screen().say(f"{modality}: version {number} serves, {before} did")
+        log = _audited(versions, modality=modality, version=number, over=before)
+        Screen().say(f"{modality}: version {number} serves, {before} did; noted in {log}")
 
     @group.command()
     def show(
@@ -253,6 +266,45 @@ def _opened(versions: Path, bundle: Path | None) -> VersionStore:
             remedy="A server makes it at the first training: model/versions in its app's folder",
         )
     return open_versions(versions, load_any_bundle(bundle))
+
+
+def _no_versions(versions: Path, store: VersionStore) -> str:
+    """That nothing was trained, and where else to look."""
+    told = (
+        f"{versions}: there are no versions here, nothing was trained: the bundle's own (0) serve"
+    )
+    if (versions / "model" / "versions").is_dir():
+        return f"{told}. An app's folder has them in {versions / 'model' / 'versions'}"
+    others = sorted(folder.name for folder in versions.glob("bundle-*") if folder != store.path)
+    return (
+        f"{told}. Those in {', '.join(others)} are of other bundles: --bundle" if others else told
+    )
+
+
+def _ask(problem: str) -> None:
+    """Go on only if somebody says so.
+
+    Raises:
+        InputError: nobody is there to say so.
+        typer.Abort: they do not want it.
+    """
+    if not sys.stdin.isatty():
+        raise InputError(problem, remedy="--yes lets it serve all the same")
+    typer.confirm(f"{problem}.\nLet it serve all the same?", abort=True)
+
+
+def _audited(versions: Path, **what: Any) -> Path:
+    """Write the audit's line where the server of these versions has its audit; that file."""
+    from esp_medsam_app.server.audit import AUDIT_FILE, audit, open_audit
+
+    path, before = versions.resolve(), os.environ.get(AUDIT_FILE)
+    open_audit(path.parents[1] / "logs" if path.parent.name == "model" else path)
+    try:
+        audit("model.restore", user=getpass.getuser(), **what)
+        return Path(os.environ[AUDIT_FILE])
+    finally:
+        if before is None:
+            del os.environ[AUDIT_FILE]
 
 
 def _versions_table(found: list[dict[str, Any]], title: str) -> Table:

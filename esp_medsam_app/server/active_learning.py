@@ -17,6 +17,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from esp_medsam_app.active_learning.image_modalities import ImageModalities
 from esp_medsam_app.active_learning.leases import Leases
 from esp_medsam_app.active_learning.score_cache import ScoreCache
+from esp_medsam_app.active_learning.used_models import UsedModels
 from esp_medsam_app.server.background_scores import BackgroundScores
 from esp_medsam_app.server.image_scores import ImageScores, image_fingerprint
 from esp_medsam_app.server.scored_models import ScoredModels
@@ -48,6 +49,7 @@ class ActiveLearning:
         self.cache = ScoreCache(own / "scores.sqlite3")
         self.models = ScoredModels(tasks)
         self.seen = ImageModalities(own / f"modalities_{self.models.reader()}.sqlite3")
+        self.used = UsedModels(own / "used_models.sqlite3")
         self.scores = ImageScores(self.models, self.cache, self.seen, own / "scores.lock")
         self.datastore = datastore
         self.background = BackgroundScores(self.scores, datastore)
@@ -80,6 +82,21 @@ class ActiveLearning:
             self.seen.put(image, image_fingerprint(self.datastore(), image), [modality])
         except (sqlite3.Error, OSError) as error:
             logger.warning("What images are of is not noted: %s: %s", self.seen.path, error)
+
+    def was_used(self, image: str, model: str) -> None:
+        """A client has run a model on an image."""
+        try:
+            self.used.put(image, model)
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("Which model was used is not noted: %s: %s", self.used.path, error)
+
+    def used_models(self) -> Mapping[str, str]:
+        """The model that a client ran last on each image."""
+        try:
+            return self.used.known()
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("Which models were used is not known: %s: %s", self.used.path, error)
+            return {}
 
     def modality_of(self, image: str) -> str | None:
         """The modality that an image is known to be of, as its file is now."""

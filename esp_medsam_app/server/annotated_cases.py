@@ -86,6 +86,18 @@ def annotated_cases(
     return found
 
 
+def labelled_images(datastore: Datastore, modality: Modality, models: Collection[str]) -> list[str]:
+    """Ids of the images with a finished label of a modality, by what is known of the labels."""
+    found = []
+    for image_id in sorted(datastore.get_labeled_images()):
+        try:
+            if is_of(datastore.get_label_info(image_id, FINAL), modality, models):
+                found.append(image_id)
+        except InputError as error:
+            logger.warning("Image %s is left out: %s", image_id, error)
+    return found
+
+
 def is_of(info: Mapping[str, Any], modality: Modality, models: Collection[str]) -> bool:
     """Whether a label is one of a modality, by its info; see `annotated_cases`.
 
@@ -134,11 +146,15 @@ def _renumbered(case: AnnotatedCase, modality: Modality, folder: Path) -> CasePa
 
 
 def _keys(image_id: str, image: Path, pattern: re.Pattern[str] | None) -> tuple[str, ...]:
+    content, patient = content_key(image_id, image), patient_of(image, pattern)
+    return (content,) if patient is None else (content, f"patient:{patient}")
+
+
+def content_key(image_id: str, image: Path) -> str:
+    """What tells the content of an image, whatever its name."""
     try:
         files = sorted(p for p in image.iterdir() if p.is_file()) if image.is_dir() else [image]
         sums = "".join(sha256_of(file) for file in files)
-        content = f"image:{hashlib.sha256(sums.encode()).hexdigest()}"
+        return f"image:{hashlib.sha256(sums.encode()).hexdigest()}"
     except OSError:  # reading the case tells
-        content = f"id:{image_id}"
-    patient = patient_of(image, pattern)
-    return (content,) if patient is None else (content, f"patient:{patient}")
+        return f"id:{image_id}"

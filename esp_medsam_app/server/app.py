@@ -44,6 +44,7 @@ from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
 from esp_medsam_app.server.pacs.series_cache import GIGABYTE
 from esp_medsam_app.server.plain_server import unblock
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
+from esp_medsam_app.server.served import Served, note_served
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
 from esp_medsam_app.server.submitted_labels import SubmittedLabels
@@ -191,6 +192,7 @@ class EspMedSamApp(MONAILabelApp):
         """The server is about to answer: it gets our routes beside MONAI Label's."""
         tie_children()
         open_audit(Path(self.app_dir) / "logs")
+        self._note_served()
         # it reads its settings when it is imported
         from monailabel.app import app as endpoints
 
@@ -203,6 +205,17 @@ class EspMedSamApp(MONAILabelApp):
         super().on_init_complete()
         if AppConf.parse(self.conf).background_scores:
             self.active_learning.background.start()
+
+    def _note_served(self) -> None:
+        """Where a backup finds the labels and what was trained."""
+        app, datastore = Path(self.app_dir), self.datastore()
+        if not isinstance(datastore, SafeDatastore):
+            return
+        versions = AppConf.parse(self.conf).versions or app / "model" / "versions"
+        try:
+            note_served(app, Served(str(self.studies), datastore.folder, versions))
+        except OSError as error:
+            logger.warning("What is served is not noted, and backups need --studies: %s", error)
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """A viewer has submitted a label."""
@@ -257,6 +270,9 @@ class EspMedSamApp(MONAILabelApp):
             if source.image_id and isinstance(self._infers[request["model"]], AutoInferTask):
                 # the labels that are submitted for it later are of that modality
                 self.active_learning.was_read(source.image_id, result["params"]["modality"])
+            if source.image_id and not request.get("save_label"):
+                # a batch is nobody's choice of a model
+                self.active_learning.was_used(source.image_id, request["model"])
             result["tag"] = tag
             if request.get("save_label") and source.image_id:
                 result["label"] = _save(datastore, source, result, request["model"])

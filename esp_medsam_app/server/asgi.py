@@ -11,7 +11,7 @@ A request goes through these layers, from the network inwards:
 
 1. `Answers`: a number for each request, errors as JSON, no paths of the server, counting;
 2. CORS and `Origins`: which web pages may ask;
-3. `TokenGate`: who may ask;
+3. `ImageAddresses` and `TokenGate`: who may ask;
 4. `Health` and `DicomProxy` answer by themselves;
 5. `Bodies`: the body is read as a whole, as far as it may;
 6. `Lanes`: a place to be worked on, after those who came before, or 429;
@@ -62,6 +62,7 @@ from esp_medsam_app.server.door.bodies import Bodies
 from esp_medsam_app.server.door.dicom_proxy import PREFIX, DicomProxy
 from esp_medsam_app.server.door.health import Health
 from esp_medsam_app.server.door.identity import TokenGate, checked_role
+from esp_medsam_app.server.door.image_addresses import ImageAddresses
 from esp_medsam_app.server.door.infer_routes import is_dicom_seg
 from esp_medsam_app.server.door.lanes import Lanes, TwoLanes
 from esp_medsam_app.server.door.metrics import Metrics
@@ -138,7 +139,7 @@ class FrontDoor:
         )
         origins = normalised(monai_settings.MONAI_LABEL_CORS_ORIGINS)
         gate = TokenGate(self._health, _secret(settings.token), _secret(settings.admin_token))
-        guarded = Origins(gate, origins, settings.hosts)
+        guarded = Origins(ImageAddresses(gate), origins, settings.hosts)
         self._http = with_cors(Answers(guarded, self.metrics, self._redaction), origins)
         self._known_redaction: tuple[tuple[str, ...], Redaction] | None = None
         self._measure()
@@ -231,13 +232,14 @@ def _running_tasks() -> dict[str, float]:
     return {kind: float(len(running)) for kind, running in background_processes.items()}
 
 
-def _written() -> list[Path]:
-    """The folders that hold what must not be lost."""
+def _written() -> dict[str, Path]:
+    """The folders that hold what must not be lost, by what they are for."""
     studies = str(monai_settings.MONAI_LABEL_STUDIES)
     is_folder = studies and not studies.startswith(("http://", "https://"))
     kept = studies if is_folder else str(monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH)
     app = str(monai_settings.MONAI_LABEL_APP_DIR)
-    return [Path(folder) for folder in (kept, app) if folder]
+    named = {"images and labels": kept, "versions and logs": app}
+    return {name: Path(folder) for name, folder in named.items() if folder}
 
 
 def _folders() -> list[Path]:
@@ -252,7 +254,7 @@ def _folders() -> list[Path]:
     )
     home = Path.home()
     return [
-        *_written(),
+        *_written().values(),
         Path(tempfile.gettempdir()),
         *(Path(str(folder)) for folder in chosen if folder),
         home / ".cache" / "monailabel",

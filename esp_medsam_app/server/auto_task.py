@@ -13,7 +13,7 @@ from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
-from esp_medsam_app.server.infer_task import EspMedSamInferTask, version_of, with_tags
+from esp_medsam_app.server.infer_task import EspMedSamInferTask, told_of, version_of, with_tags
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
 
@@ -39,9 +39,8 @@ class AutoInferTask(EspMedSamInferTask):
         """The label map with the ids of all modalities together, and what was read.
 
         Returns:
-            The answer gets `modality`, `modality_confidence` (probability), `modality_source`
-            (`dicom` or `classifier`), `modality_labels` (name to voxel value of that modality) and
-            `version` (`modality` and `number` of the weights).
+            The answer gets `modality`, what was read of it (see `told_of`), `modality_labels` (name
+            to voxel value of that modality) and `version` (`modality` and `number` of the weights).
 
         Raises:
             InputError: the modality cannot be told; names the likeliest.
@@ -56,8 +55,7 @@ class AutoInferTask(EspMedSamInferTask):
             ids[value] = self.modality.labels[label]
         return ids[labels], {
             "modality": name,
-            "modality_confidence": round(reading.confidence, 4),
-            "modality_source": reading.source,
+            **told_of(reading),
             "modality_labels": {label: self.modality.labels[label] for label in own},
             "version": version_of(segmenter, name),
         }

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError
+from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.inference.desam_segmenter import DeSamSegmenter
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import desam_model_name
@@ -160,10 +161,15 @@ class DeSamInferTask(EspMedSamInferTask):
             options.prompt, options.rules(segmenter.rules(self.modality.name))
         )
 
+    def reader(self, segmenter: Any) -> Segmenter | None:
+        """ESP-MedSAM, where it is beside."""
+        return self.beside.get(str(segmenter.device)) if self.beside is not None else None
+
     def check(self, segmenter: Any, image: MedicalImage) -> None:
         """Raises InputError where an image looks, to ESP-MedSAM, like one of another modality."""
-        if self.beside is not None:
-            super().check(self.beside.get(str(segmenter.device)), image)
+        reader = self.reader(segmenter)
+        if reader is not None:
+            super().check(reader, image)
 
 
 class AddedDeSamTask(DeSamInferTask, AddedInferTask):

@@ -23,13 +23,18 @@ from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.inference.modality_reader import ModalityReading
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.disks import TEMPORARY, room
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
 logger = logging.getLogger(__name__)
 
+MODALITY_READ = "modality_read"
+# so many of what an image may be of are told
+_CANDIDATES = 3
 _NIFTI = ".nii.gz"
 # of an image that looks like one of another modality
 _REMEDY = "Run the model of its modality, or set the option any_image of this one"
@@ -82,7 +87,8 @@ class EspMedSamInferTask(InferTask):
             The label map's file, which the caller removes, on the image's grid, also where nothing
             was found; and what viewers read: `label_names` (name to voxel value, all labels of the
             model, found or not), `latencies` (seconds), `centroids` (none), `version` (`modality`
-            and `number` of the weights; 0: the bundle's own).
+            and `number` of the weights; 0: the bundle's own), `modality` (whose labels these are),
+            and what the image itself says of that, see `told_of`.
 
         Raises:
             EspMedSamError: bad options, an image that cannot be used or is of another modality, no
@@ -104,6 +110,8 @@ class EspMedSamInferTask(InferTask):
             if self.check_images and not options.any_image:
                 self.check(segmenter, image)
             labels, told = self.segment(segmenter, image)
+            if MODALITY_READ not in told:
+                told = {**told, **self.told_reading(segmenter, image)}
         with clock.measure("post"):
             if dropped:
                 labels = np.where(np.isin(labels, dropped), np.uint8(0), labels)
@@ -136,6 +144,20 @@ class EspMedSamInferTask(InferTask):
         """Raises InputError where an image looks like one of another modality."""
         segmenter.check_modality(with_tags(image), self.modality.name, _REMEDY)
 
+    def reader(self, segmenter: Segmenter) -> Segmenter | None:
+        """What can read the modality of an image, if anything can."""
+        return segmenter
+
+    def told_reading(self, segmenter: Segmenter, image: MedicalImage) -> dict[str, Any]:
+        """Which modality the image itself seems to be of, for the answer; it decides nothing."""
+        reader = self.reader(segmenter)
+        try:
+            reading = reader.read_modality(with_tags(image)) if reader is not None else None
+        except EspMedSamError as error:
+            logger.warning("The modality of an image was not read: %s", error)
+            reading = None
+        return told_of(reading)
+
     def serving(self, modality: str) -> int:
         """Which version of a modality's weights serves; 0: the bundle's own."""
         store = self.segmenters.versions
@@ -146,7 +168,8 @@ class EspMedSamInferTask(InferTask):
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """The label map, and what to add to the answer."""
         name = self.modality.name
-        return segmenter.segment(image, name), {"version": version_of(segmenter, name)}
+        labels = segmenter.segment(image, name)
+        return labels, {"modality": name, "version": version_of(segmenter, name)}
 
 
 class AddedInferTask(EspMedSamInferTask):
@@ -200,6 +223,26 @@ def with_tags(image: MedicalImage) -> MedicalImage:
     )
 
 
+def told_of(reading: ModalityReading | None) -> dict[str, Any]:
+    """What was read of an image's modality, for the answer.
+
+    `modality_read` is the modality that the image is of, none where that is not certain enough;
+    `modality_confidence` the probability of the likeliest, 0 where nothing could look;
+    `modality_source` `dicom` or `classifier`; `modality_candidates` the likeliest by probability.
+    """
+    if reading is None:
+        reading = ModalityReading(None, 0.0)
+    likeliest = sorted(reading.candidates.items(), key=lambda item: item[1], reverse=True)
+    return {
+        MODALITY_READ: reading.name,
+        "modality_confidence": round(reading.confidence, 4),
+        "modality_source": reading.source,
+        "modality_candidates": {
+            name: round(float(share), 4) for name, share in likeliest[:_CANDIDATES] if share
+        },
+    }
+
+
 def version_of(segmenter: Segmenter, modality: str) -> dict[str, Any]:
     """Which weights make the mask, for the answer; 0: the bundle's own."""
     return {"modality": modality, "number": segmenter.version(modality)}
@@ -214,7 +257,7 @@ def _write(labels: NDArray[Any], grid: Grid, suffix: str, compress: bool) -> Pat
         Path(name).unlink(missing_ok=True)
         raise EspMedSamError(
             f"the label map cannot be written ({error.strerror or error})",
-            remedy="The server's disk may be full",
+            remedy=room(TEMPORARY, Path(name).parent),
         ) from error
     except EspMedSamError:
         Path(name).unlink(missing_ok=True)

@@ -95,21 +95,22 @@ class ServerProcess:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
-    def wait_until_ready(self, timeout: float) -> dict[str, Any]:
+    def wait_until_ready(self, timeout: float, token: str | None = None) -> dict[str, Any]:
         """Ask for `/info/` until it answers.
 
         Args:
             timeout: seconds.
+            token: of the server's log-in, if it has one.
 
         Returns:
-            What it answered; empty if the server wants a log-in first.
+            What it answered; empty if the server wants another log-in first.
 
         Raises:
             EspMedSamError: the server has stopped, or does not answer in time.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            info = self._info()
+            info = self._info(token)
             if info is not None:
                 return info
             try:
@@ -135,11 +136,12 @@ class ServerProcess:
             self.process.kill()
             return self.process.wait()
 
-    def _info(self) -> dict[str, Any] | None:
+    def _info(self, token: str | None) -> dict[str, Any] | None:
         # http.client knows no proxies: the server is on this machine
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         try:
-            connection.request("GET", "/info/")
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            connection.request("GET", "/info/", headers=headers)
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException):

@@ -25,6 +25,7 @@ from monailabel.datastore.local import (
 from esp_medsam_app.data.formats import is_dicom_file, suffix_of
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.server.datastore_file import Change, DatastoreFile
+from esp_medsam_app.server.disks import room
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.sources import ImageSource
 
@@ -114,6 +115,11 @@ class SafeDatastore(LocalDatastore):
         if auto_reload:
             # what is moved here is there all at once, as rsync does it
             self._handler.on_moved = self._on_any_event
+
+    @property
+    def folder(self) -> Path:
+        """Where labels are, and images that are no PACS's."""
+        return self._folder
 
     # --- reading: everything of the base class goes through here --------------------------------
 
@@ -496,6 +502,13 @@ def _plain(info: Any) -> dict[str, Any]:
     return dict(json.loads(text, parse_constant=lambda _: None))
 
 
+def _room(error: OSError) -> str:
+    from monailabel.config import settings
+
+    where = error.filename or settings.MONAI_LABEL_STUDIES or "."
+    return room("images and labels", Path(str(where)))
+
+
 @contextmanager
 def _told(source: ImageSource | None = None) -> Iterator[None]:
     """Errors as the client shall see them."""
@@ -506,6 +519,6 @@ def _told(source: ImageSource | None = None) -> Iterator[None]:
     except OSError as error:
         told = EspMedSamError(
             f"the datastore cannot be written ({error.strerror or error})",
-            remedy="The server's disk may be full, or locked by another process",
+            remedy=f"{_room(error)}. Another process may have locked it as well",
         )
         raise as_http_error(told, source) from error

@@ -17,6 +17,7 @@ from esp_medsam_app.active_learning.leases import Leases
 from esp_medsam_app.active_learning.score_cache import ScoreCache
 from esp_medsam_app.active_learning.strategies import STRATEGIES, Candidate
 from esp_medsam_app.inference.assessment import Assessment
+from esp_medsam_app.server.ohif_volumes import OHIF, ohif_shows
 from esp_medsam_app.server.scored_models import ScoredModels
 
 DESCRIPTIONS = {
@@ -56,11 +57,14 @@ class LeasedStrategy(Strategy):
         """The image's `id`; none if all have labels.
 
         Args:
-            request: `strategy`; `client_id` or `user`, who asks; `label_tag` and `labels`, what
+            request: `strategy`; `viewer`, who gets only what it shows if that is OHIF;
+                `client_id` or `user`, who asks; `label_tag` and `labels`, what
                 counts as labelled, for datastores that know it; `model`, whose scores count.
             datastore: of the images.
         """
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
+        if request.get("viewer") == OHIF:
+            images = [image for image in images if ohif_shows(datastore.get_image_info(image))]
         if not images:
             return None
         others = self.of_others(request, datastore)

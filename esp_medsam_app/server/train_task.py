@@ -38,8 +38,10 @@ from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.train_failures import memory_explained
 from esp_medsam_app.server.train_job import LEDGER, TrainJob, split_cases
 from esp_medsam_app.server.train_options import TrainOptions
+from esp_medsam_app.server.train_outcome import announce, outcome
 from esp_medsam_app.server.train_progress import TrainProgress, told, write_stats
 from esp_medsam_app.server.train_tracking import Tracking
+from esp_medsam_app.server.trainable import check_labels
 from esp_medsam_app.training.optimisation import rate_of
 from esp_medsam_app.weights.bundle import round_modality
 from esp_medsam_app.weights.version_files import Cases, Dice, Version
@@ -121,6 +123,10 @@ class EspMedSamTrainTask(BasicTrainTask):
             return dict(super().stats())
         except ValueError:  # left half-written by a power loss
             return {}
+
+    def check_labels(self, datastore: Datastore) -> None:
+        """Raises InputError where there are no labels, or all are of one patient."""
+        check_labels(datastore, self.modality, self.models, self.pattern)
 
     def last_start(self) -> float:
         """Unix time at which the last training that came to its end began; 0 if none did."""
@@ -216,7 +222,9 @@ class EspMedSamTrainTask(BasicTrainTask):
                 "after": version.dice.means["after"],
             },
         }
+        stats["result"] = outcome(decision.publish, version.number, version.reason)
         write_stats(Path(self._stats_path), stats)
+        announce(stats["result"])
         shutil.rmtree(job.work, ignore_errors=True)
         return stats
 

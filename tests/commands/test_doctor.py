@@ -8,13 +8,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from support.dicom_phantoms import volume
+from support.fake_pacs import FakePacs
 from typer.testing import CliRunner
 
 from esp_medsam_app import diagnosis
@@ -241,6 +243,57 @@ def test_folders_must_be_there_or_makeable_with_room(
     assert {finding.state for finding in diagnosis.check_folders(setting)} == {"warning"}
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10**6))
     assert {finding.state for finding in diagnosis.check_folders(setting)} == {"failed"}
+
+
+@pytest.fixture
+def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePacs]:
+    from esp_medsam_app.server.pacs import client
+
+    monkeypatch.setattr(client, "_CONNECT", 0.5)
+    monkeypatch.setattr(client.settings, "MONAI_LABEL_DICOMWEB_READ_TIMEOUT", 0.5)
+    archive = FakePacs(volume(2))
+    yield archive
+    archive.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "remedy"),
+    [
+        ("sound", "a series of CT was read", ""),
+        ("empty", "holds no series", "Send it images"),
+        ("frozen", "does not answer", "Look whether it runs"),
+        ("closed", "does not answer", "Look whether it runs"),
+        ("locked", "refuses this server's credentials", "MONAI_LABEL_DATASTORE_USERNAME"),
+        ("elsewhere", "no DICOMweb", "http://HOST:8042/dicom-web"),
+    ],
+)
+def test_a_pacs_is_asked(
+    setting: Setting, pacs: FakePacs, state: str, found: str, remedy: str
+) -> None:
+    url = pacs.url
+    if state == "empty":
+        pacs.instances.clear()
+    elif state == "frozen":
+        pacs.frozen.set()
+    elif state == "closed":
+        pacs.close()
+    elif state == "locked":
+        pacs.password = "secret"
+    elif state == "elsewhere":
+        url = pacs.url.replace("dicom-web", "nothing-here")
+    finding = only(diagnosis.check_pacs(replace(setting, studies=url)))
+    expected = {"sound": "ok", "empty": "warning"}.get(state, "failed")
+    assert (finding.check, finding.state) == ("PACS", expected)
+    assert found in finding.found
+    assert url in finding.found
+    assert remedy in finding.remedy
+
+
+def test_a_folder_is_no_pacs_and_a_pacs_is_no_folder(setting: Setting) -> None:
+    assert list(diagnosis.check_pacs(setting)) == []
+    folders = list(diagnosis.check_folders(replace(setting, studies="http://pacs/dicom-web")))
+    assert not any("http" in finding.found for finding in folders)
+    assert folders[1].check == "PACS's labels"
 
 
 def test_sample_data_is_recognised(setting: Setting) -> None:

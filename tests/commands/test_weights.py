@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,61 @@ def test_a_version_is_restored(
     assert "one: version 0 serves, 1 did" in capsys.readouterr().out
     assert store.serving()["one"] == 0
     assert store.history("one")[-1].reason == "restored on the command line"
+
+
+def test_a_version_that_was_kept_back_is_asked_about(
+    options: tuple[str | Path, ...],
+    store: VersionStore,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    restore = ("weights", "restore", *options, "--modality", "one", "--number", 2)
+    # a script, which nobody can ask
+    assert run(*restore) == 2
+    assert "was kept back: no rise. --yes" in capsys.readouterr().err
+    for answer, code, serving in (("n\n", 1, 1), ("y\n", 0, 2)):
+        typed = io.StringIO(answer)
+        typed.isatty = lambda: True  # type: ignore[method-assign]
+        monkeypatch.setattr("sys.stdin", typed)
+        assert run(*restore) == code
+        assert "was kept back: no rise" in capsys.readouterr().out
+        assert store.serving()["one"] == serving
+    store.restore("one", 1)
+    assert run(*restore, "--yes") == 0
+    assert store.serving()["one"] == 2
+
+
+def test_restoring_is_audited(
+    store: VersionStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the server of these versions has its audit."""
+    versions = tmp_path / "app" / "model" / "versions"
+    versions.parent.mkdir(parents=True)
+    store.path.parent.rename(versions)
+    one = ("--versions", versions, "--bundle", store.base.path, "--modality", "one")
+    assert run("weights", "restore", *one, "--number", 0) == 0
+    (line,) = (tmp_path / "app" / "logs" / "audit.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert (told["action"], told["modality"]) == ("model.restore", "one")
+    assert (told["version"], told["over"]) == (0, 1)
+    assert told["user"]
+    assert "audit.jsonl" in capsys.readouterr().out
+
+
+def test_a_folder_without_versions_says_so(
+    small: Bundle, store: VersionStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "app" / "model" / "versions").mkdir(parents=True)
+    for folder, told in (
+        (tmp_path / "app" / "model" / "versions", "there are no versions here"),
+        (tmp_path / "app", "model/versions"),
+    ):
+        assert run("weights", "list", "--versions", folder, "--bundle", small.path) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert told in said
+    # of another bundle's
+    assert run("weights", "list", "--versions", store.path.parent) == 0
+    assert "are of other bundles" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

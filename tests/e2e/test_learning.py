@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from support.discs import draw_discs
 from support.real_server import START_SECONDS, copy_app
 from support.small_starter import small_starter
 
-from esp_medsam_app.server.launch import ServerProcess, start_server
+from esp_medsam_app.server.launch import FRONT_DOOR, ServerProcess, start_server
 
 pytestmark = pytest.mark.e2e
 
@@ -62,6 +63,7 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
                 "modalities": str(folder / "modalities"),
                 "models": "disc,microscopy_nuclei",
             },
+            arguments=FRONT_DOOR,
             environment={"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")},
             output=output.fileno(),
         )
@@ -112,13 +114,17 @@ def test_what_is_not_trained_says_so(client: MONAILabelClient) -> None:
     assert "not trained yet" in caught.value.msg
 
 
-def test_without_labels_nothing_is_trained_and_the_status_says_why(
-    client: MONAILabelClient,
+def test_without_labels_of_two_patients_nothing_is_started(
+    client: MONAILabelClient, school: School
 ) -> None:
-    client.train_start(DISC, QUICK)
-    ended = wait_for(client, "ERROR", "DONE")
-    assert ended["status"] == "ERROR"
-    assert "no submitted label of disc" in ended["details"][-1]
+    for told in ("no label of disc", "of one patient"):
+        with pytest.raises(MONAILabelClientException) as caught:
+            client.train_start(DISC, QUICK)
+        assert "422" in caught.value.msg
+        assert told in caught.value.msg
+        params = {"label_info": [{"name": "Disc", "idx": 1}], "model": DISC}
+        client.save_label("case0", str(school.drawn / "labels" / "case0.png"), params=params)
+    assert requests.get(f"{school.url}/train/", timeout=60).status_code == 404
 
 
 def test_labels_make_the_model_and_an_admin_goes_back(
@@ -136,6 +142,7 @@ def test_labels_make_the_model_and_an_admin_goes_back(
     assert (school.app / "model" / "training" / "mlflow.db").stat().st_size
     assert any("of 12: loss" in line for line in ended["details"])
     assert any("serves: mean Dice" in line for line in ended["details"])
+    assert ended["result"].startswith("activated: version 1 serves (mean Dice")
     info = client.info()
     stats = next(iter(info["train_stats"].values()))
     assert stats["total_time"]
@@ -169,6 +176,7 @@ def test_a_killed_training_leaves_what_serves_and_the_next_one_starts(
     ended = wait_for(client, "DONE", "ERROR")
     assert ended["status"] == "DONE", "\n".join(ended["details"])
     assert any("kept back" in line for line in ended["details"])
+    assert re.match(r"not activated, because mean Dice .* a rise of more than", ended["result"])
     assert mask(client, DISC, "case6")[0] == before
 
 

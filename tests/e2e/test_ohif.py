@@ -356,7 +356,10 @@ def test_the_next_sample_is_opened(viewer: Any, hospital: Hospital) -> None:
     study = hospital.studies[0]
     open_study(viewer, hospital, study)
     viewer.locator("label", has_text="Active Learning").click()
-    viewer.get_by_role("button", name="Next Sample").click()
+    with viewer.expect_request("**/activelearning/**") as asking:
+        viewer.get_by_role("button", name="Next Sample").click()
+    # what OHIF cannot show is not offered to it
+    assert parse_qs(urlsplit(asking.value.url).query) == {"viewer": ["ohif"]}
     form = viewer.locator(".nextSampleForm").first
     form.get_by_text("Patient ID").wait_for()
     picture(viewer, "ohif_next")
@@ -394,21 +397,25 @@ def test_slices_that_are_numbered_the_other_way(
     assert np.array_equal(sitk.GetArrayFromImage(label) * OHIF_LIVER, shown)
 
 
-def test_training_is_started_and_stopped(viewer: Any, hospital: Hospital, tmp_path: Path) -> None:
+def test_training_is_started_and_stopped(viewer: Any, hospital: Hospital) -> None:
     study = hospital.studies[0]
-    labelled(hospital, study, tmp_path)
+    # of two patients: one to learn from, one to compare on
+    for one in (study, hospital.studies[2]):
+        labelled(hospital, one)
     open_study(viewer, hospital, study)
     viewer.locator("label", has_text="Active Learning").click()
     update = viewer.get_by_role("button", name="Update Model")
     stop = viewer.get_by_role("button", name="Stop Training")
     # the model that has a label, and not the other one
     assert list(pressed(viewer, update)) == [LIVER]
+    viewer.get_by_text(f"Training of {LIVER} is started").wait_for()
     stop.wait_for()
     assert requests.get(f"{hospital.url}/train/", timeout=PATIENCE).status_code == 200
     assert hospital.audited("train.start")
-    # it ends elsewhere: the panel notices
+    # it ends elsewhere: the panel notices, and says what became of it
     assert requests.delete(f"{hospital.url}/train/", timeout=PATIENCE).status_code == 200
     update.wait_for()
+    viewer.get_by_text("Training: not activated, because the training was stopped").wait_for()
     assert list(pressed(viewer, update)) == [LIVER]
     stop.wait_for()
     with viewer.expect_response(lambda answer: answer.request.method == "DELETE") as stopping:
@@ -427,7 +434,7 @@ def pressed(viewer: Any, button: Any) -> dict[str, Any]:
     return dict(starting.value.json())
 
 
-def labelled(hospital: Hospital, study: Study, folder: Path) -> None:
+def labelled(hospital: Hospital, study: Study) -> None:
     """Submit what the model draws as the label of a study."""
     drawn = requests.post(
         f"{hospital.url}/infer/{LIVER}",

@@ -7,6 +7,7 @@ of the files is tested where ESP_MEDSAM_SLICER_PYTHON names a Python that has `s
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote_plus
+from urllib.request import urlretrieve
 
 import nibabel as nib
 import numpy as np
@@ -37,6 +41,7 @@ needs_orthanc = pytest.mark.skipif(bool(why_not()), reason=why_not() or "Orthanc
 LIVER, HIPPOCAMPUS = "esp_medsam_ct_liver", "esp_medsam_mr_hippocampus"
 POSTERIOR = "posterior_hippocampus"
 PATIENCE = 300
+TOKEN = "a token of the annotators"
 # what the module adds to every inference
 AS_SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
 SLICER = "ESP_MEDSAM_SLICER_PYTHON"
@@ -50,6 +55,7 @@ class Station:
     url: str
     ct: str
     mr: str
+    other: str
     audit: Path
 
 
@@ -73,30 +79,66 @@ def slicer_module() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def station(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
-    """A PACS with a CT and an oblique MR series."""
+    """A PACS with a CT, an oblique MR series, and one of another patient."""
     folder = tmp_path_factory.mktemp("station")
     archive = Orthanc(folder / "orthanc")
     archive.start()
     ct = archive.put(map(pydicom.dcmread, thin_series(samples)))
     mr = archive.put(volume(4, modality="MR", orientation=oblique()))
-    with server_before(archive, folder) as server:
-        yield Station(server.url, ct, mr, server.audit)
+    slices = volume(4, modality="MR")
+    for dataset in slices:
+        dataset.PatientID = "ANOTHER"
+    other = archive.put(slices)
+    with server_before(archive, folder, {"ESP_MEDSAM_TOKEN": TOKEN}) as server:
+        yield Station(server.url, ct, mr, other, server.audit)
 
 
 @pytest.fixture
 def slicer(station: Station, slicer_module: ModuleType, tmp_path: Path) -> Any:
-    """The client, as Slicer makes it."""
-    return slicer_module.MONAILabelClient(station.url, str(tmp_path), "user-xyz")
+    """The client, as Slicer makes it after its user has logged in: a new one for each call.
+
+    One that has a log-in sends the headers of a body with all that it asks for later.
+    """
+    issued: dict[str, Any] = {}
+
+    class Logic:
+        def __getattr__(self, name: str) -> Any:
+            client = slicer_module.MONAILabelClient(station.url, str(tmp_path), "user-xyz")
+            assert client.auth_enabled() is True
+            if not issued:
+                issued.update(client.auth_token("ann", TOKEN))
+            client.update_auth(issued)
+            assert client.auth_valid_token() is True
+            return getattr(client, name)
+
+    return Logic()
 
 
 def image_file(station: Station, image: str, folder: Path) -> Path:
-    """As Slicer downloads what it cannot read from the server's disk."""
+    """An image of the PACS, by its id."""
     answer = requests.get(
-        f"{station.url}/datastore/image", params={"image": image}, timeout=PATIENCE
+        f"{station.url}/datastore/image",
+        params={"image": image},
+        auth=("ann", TOKEN),
+        timeout=PATIENCE,
     )
     assert answer.status_code == 200, answer.text
     file = folder / f"{image}.nii.gz"
     file.write_bytes(answer.content)
+    return file
+
+
+def downloaded(url: str, sample: dict[str, Any], cache: Path) -> Path:
+    """The image that was offered, as the module has Slicer's SampleData download it.
+
+    Under the sample's name, from an address of its id, without a header; what lies there already
+    under that name is taken if its checksum is right.
+    """
+    file = cache / sample.get("name", sample["id"])
+    algorithm, digest = sample["checksum"].split(":")
+    if not file.exists() or hashlib.new(algorithm, file.read_bytes()).hexdigest() != digest:
+        urlretrieve(f"{url}/datastore/image?image={quote_plus(sample['id'])}", file)
+    assert hashlib.new(algorithm, file.read_bytes()).hexdigest() == digest
     return file
 
 
@@ -124,19 +166,38 @@ def drawn_on(image: sitk.Image, file: Path, *values: int) -> np.ndarray:
 
 @needs_orthanc
 def test_what_slicer_asks_when_it_connects(slicer: Any, station: Station) -> None:
-    assert slicer.auth_enabled() is False
     info = slicer.info()
     # it would send people to a newer server
     assert not info.get("config")
     assert {LIVER, HIPPOCAMPUS} <= set(info["models"])
     assert info["models"][HIPPOCAMPUS]["labels"] == {"anterior_hippocampus": 1, POSTERIOR: 2}
-    assert (info["datastore"]["total"], info["datastore"]["completed"]) == (2, 0)
+    assert (info["datastore"]["total"], info["datastore"]["completed"]) == (3, 0)
     assert slicer.train_status(check_if_running=True) is False
     sample = slicer.next_sample("first", {})
-    assert sample["id"] in (station.ct, station.mr)
+    assert sample["SeriesInstanceUID"] in (station.ct, station.mr, station.other)
     # a path would have Slicer look for a file of its own machine
     assert "path" not in sample
     assert sample["PatientID"]
+
+
+@needs_orthanc
+def test_the_next_sample_arrives(slicer: Any, station: Station, tmp_path: Path) -> None:
+    """From the click on *Next Sample* to a mask and a label of it, with a log-in."""
+    sample = slicer.next_sample("first", {})
+    uid = sample["SeriesInstanceUID"]
+    assert sample["name"] == f"{uid}.nii.gz"
+    # an image of that name, of another server or of an hour ago
+    (tmp_path / sample["name"]).write_bytes(b"another")
+    image = read(downloaded(station.url, sample, tmp_path))
+    (tmp_path / "by_id").mkdir()
+    assert same_place(image, read(image_file(station, uid, tmp_path / "by_id")))
+    # that address is of this image alone
+    for other in (uid, station.ct, station.mr):
+        with pytest.raises(HTTPError, match="401"):
+            urlretrieve(f"{station.url}/datastore/image?image={other}", tmp_path / "other")
+    file, _ = slicer.infer(LIVER, sample["id"], dict(AS_SLICER, any_image=True))
+    assert same_place(read(file), image)
+    assert slicer.datastore()["objects"][sample["id"]]["image"]
 
 
 @needs_orthanc
@@ -184,14 +245,18 @@ def test_some_segments_are_submitted_and_fetched(
     lines = [json.loads(line) for line in station.audit.read_text().splitlines()]
     assert [line["image"] for line in lines if line["action"] == "label.save"] == [station.mr] * 2
     # what has a label is not offered again
-    assert slicer.next_sample("first", {})["id"] == station.ct
+    offered = {slicer.next_sample("first", {})["SeriesInstanceUID"] for _ in range(3)}
+    assert offered == {station.ct, station.other}
 
 
 @needs_orthanc
 def test_the_model_s_first_draft_is_fetched(slicer: Any, station: Station) -> None:
     """The batch's label maps, which the module shows when it opens an image."""
     started = requests.post(
-        f"{station.url}/batch/infer/{LIVER}", json={"images": [station.ct]}, timeout=PATIENCE
+        f"{station.url}/batch/infer/{LIVER}",
+        json={"images": [station.ct]},
+        auth=("ann", TOKEN),
+        timeout=PATIENCE,
     )
     assert started.status_code == 200, started.text
     wait_for(lambda: "original" in labels_of(slicer, station.ct))
@@ -218,10 +283,14 @@ def wait_for(happened: Any) -> None:
 def test_training_is_started_asked_for_and_stopped(
     slicer: Any, station: Station, tmp_path: Path
 ) -> None:
-    image = read(image_file(station, station.mr, tmp_path))
-    drawn_on(image, tmp_path / "label.nrrd", 1)
     params = {"label_info": [{"name": POSTERIOR, "idx": 1}]}
-    slicer.save_label(station.mr, str(tmp_path / "label.nrrd"), params=params)
+    for image in (station.mr, station.other):
+        drawn_on(read(image_file(station, image, tmp_path)), tmp_path / "label.nrrd", 1)
+        if image == station.other:
+            # of one patient nothing better can come
+            with pytest.raises(Exception, match=r"422.*of one patient"):
+                slicer.train_start(HIPPOCAMPUS, {})
+        slicer.save_label(image, str(tmp_path / "label.nrrd"), params=params)
     started = slicer.train_start(HIPPOCAMPUS, {"max_epochs": 200, "tracking": "None"})
     assert started["status"] in ("SUBMITTED", "RUNNING")
     with pytest.raises(Exception, match="429"):
@@ -231,7 +300,9 @@ def test_training_is_started_asked_for_and_stopped(
     wait_for(lambda: slicer.train_status()["status"] == "RUNNING")
     slicer.train_stop()
     wait_for(lambda: not slicer.train_status(check_if_running=True))
-    assert slicer.train_status()["status"] == "STOPPED"
+    ended = slicer.train_status()
+    assert (ended["status"], ended["queue"]) == ("STOPPED", [])
+    assert ended["result"].startswith("not activated, because")
 
 
 @needs_orthanc
@@ -249,6 +320,7 @@ def test_an_image_is_added_to_a_folder(
 ) -> None:
     """The other kind of studies, and MONAI Label's own way to start a server."""
     slicer = slicer_module.MONAILabelClient(served.process.url, str(tmp_path), "user-xyz")
+    assert slicer.auth_enabled() is False
     source = tmp_path / "mine.nii.gz"
     shutil.copy(served.studies / "thin_abdomen.nii.gz", source)
     try:

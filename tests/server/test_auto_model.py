@@ -123,6 +123,7 @@ def test_slicer_takes_names_by_their_place(client: TestClient, organs: np.ndarra
 def test_the_answer_tells_what_was_read(client: TestClient) -> None:
     answer = answer_of(client)
     assert answer["modality"] == "ct_organs"
+    assert answer["modality_read"] == "ct_organs"
     assert answer["modality_confidence"] == 0.97
     assert answer["modality_source"] == "dicom"
     assert answer["modality_labels"] == {"liver": 2, "spleen": 4}

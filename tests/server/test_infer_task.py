@@ -109,6 +109,33 @@ def test_png_of_a_volume_is_refused_before_the_work(run: Run, segmenters: FakeSe
     assert segmenters.calls == 0
 
 
+@pytest.mark.parametrize("looks_like", [None, "ct_organs", "spots"])
+def test_what_was_read_is_told_beside_what_was_named(
+    run: Run, segmenters: FakeSegmenters, looks_like: str | None
+) -> None:
+    """The client named the modality; the answer says whether the image agrees."""
+    if looks_like:
+        segmenters.modality_of["case.nii"] = looks_like
+    _, answer = run()
+    assert answer["modality"] == "ct_organs"
+    assert answer["modality_read"] == looks_like
+    assert answer["modality_confidence"] == (1 if looks_like else 0)
+    assert answer["modality_source"] == "classifier"
+    json.dumps(answer)
+
+
+def test_a_reading_that_fails_costs_no_mask(
+    run: Run, segmenters: FakeSegmenters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(image: Any) -> None:
+        raise OutOfMemoryError("no memory to look")
+
+    monkeypatch.setattr(segmenters, "read_modality", fails)
+    _, answer = run()
+    assert answer["modality_read"] is None
+    assert answer["modality_confidence"] == 0
+
+
 def test_the_answer_is_what_viewers_read(run: Run) -> None:
     _, answer = run()
     answer = json.loads(json.dumps(answer))

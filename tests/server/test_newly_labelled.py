@@ -18,6 +18,7 @@ from esp_medsam_app.server.local_datastore import SafeDatastore
 from esp_medsam_app.server.newly_labelled import models_to_update
 
 MODELS = ("esp_medsam_ct_organs", "esp_medsam_spots")
+DESAM = "desam_ct_organs"
 OF_ORGANS = {"label_info": [{"name": "liver", "idx": 1}]}
 
 
@@ -25,7 +26,8 @@ class Clinic:
     """Labels at times, and trainings at times."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.trained = dict.fromkeys(MODELS, 0.0)
+        self.trained = dict.fromkeys((*MODELS, DESAM), 0.0)
+        self.used: dict[str, str] = {}
         self._clock = SimpleNamespace(time=lambda: self.now)
         monkeypatch.setattr(local_datastore, "time", self._clock)
         self.now = 1000.0
@@ -38,16 +40,18 @@ class Clinic:
         self.now = now
         self.store.save_label(image, str(self._label), tag, info)
 
-    def chosen(self) -> list[str]:
+    def chosen(self, *, desam: bool = False) -> list[str]:
         def task(modality: Modality, model: str) -> Any:
             return SimpleNamespace(
                 modality=modality,
-                models=frozenset(MODELS),
+                models=frozenset((*MODELS, DESAM)),
                 last_start=lambda: self.trained[model],
             )
 
         trainers = {model: task(m, model) for m, model in zip((ORGANS, SPOTS), MODELS, strict=True)}
-        return models_to_update(trainers, self.store)
+        if desam:
+            trainers[DESAM] = task(ORGANS, DESAM)
+        return models_to_update(trainers, self.store, self.used)
 
 
 @pytest.fixture
@@ -100,3 +104,25 @@ def test_a_damaged_info_is_nobody_s(clinic: Clinic) -> None:
     clinic.label("a", 1001, OF_ORGANS)
     clinic.label("b", 1002, {"label_info": 3, "model": ["x"]})
     assert clinic.chosen() == [MODELS[0]]
+
+
+def test_one_label_is_one_training(clinic: Clinic) -> None:
+    """Two families of models learn the structure: the one that was used is trained."""
+    clinic.label("a", 1001, OF_ORGANS)
+    assert clinic.chosen(desam=True) == [MODELS[0]]
+    # the first draft was DeSAM's
+    clinic.label("a", 1002, {"model": DESAM}, "original")
+    assert clinic.chosen(desam=True) == [DESAM]
+    # the person at the viewer ran another one
+    clinic.used["a"] = MODELS[0]
+    assert clinic.chosen(desam=True) == [MODELS[0]]
+    clinic.used["a"] = DESAM
+    assert clinic.chosen(desam=True) == [DESAM]
+    # or a model that reads the modality from the image
+    clinic.used["a"] = "esp_medsam"
+    clinic.label("a", 1003, {**OF_ORGANS, "model": MODELS[0]})
+    assert clinic.chosen(desam=True) == [MODELS[0]]
+    # what one model has learned from is not new to it, and no matter of another
+    clinic.trained[MODELS[0]] = 1010.0
+    clinic.label("b", 1005, {"model": MODELS[1]})
+    assert clinic.chosen(desam=True) == [MODELS[1]]

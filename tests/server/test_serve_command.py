@@ -36,7 +36,8 @@ class FakeServer:
         self.ready: Callable[[], dict[str, Any]] = lambda: INFO
         self.stopped = 0
 
-    def wait_until_ready(self, timeout: float) -> dict[str, Any]:
+    def wait_until_ready(self, timeout: float, token: str | None = None) -> dict[str, Any]:
+        self.token = token
         return self.ready()
 
     def stop(self) -> int:
@@ -91,6 +92,35 @@ def test_ready_tells_what_to_open(run: Run, studies: Path) -> None:
     assert run.server.stopped == 1
 
 
+def test_with_a_token_the_banner_tells_as_much(
+    run: Run, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESP_MEDSAM_TOKEN", "x" * 16)
+    told = run("--studies", studies).output
+    assert run.server.token == "x" * 16
+    assert "esp_medsam_ct_organs" in told
+    assert "(2 images)" in told
+    assert "log-in     any user name, the token" in told
+    assert "x" * 16 not in told
+
+
+def test_with_keycloak_the_banner_says_what_it_cannot_know(run: Run, studies: Path) -> None:
+    run.server.ready = dict
+    told = run("--studies", studies).output
+    assert "?" not in told
+    assert "told after the log-in" in told
+    assert "with Keycloak" in told
+
+
+def test_a_pacs_that_is_away_is_told(run: Run) -> None:
+    away = {"total": 0, "completed": 0, "problem": "the PACS does not answer (ConnectTimeout)"}
+    run.server.ready = lambda: {**INFO, "datastore": away}
+    told = run("--studies", "http://archive/dicom-web").output
+    assert "(not listed, 0 images known from before)" in told
+    assert "Warning: the PACS does not answer (ConnectTimeout)" in told
+    assert "doctor --studies http://archive/dicom-web" in told
+
+
 def test_a_profile_reaches_the_app(run: Run, studies: Path) -> None:
     run("--studies", studies, "--profile", "full")
     assert run.started[0][1]["conf"]["profile"] == "full"
@@ -133,13 +163,21 @@ def test_options_reach_the_app(run: Run, studies: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "warned"),
-    [("0.0.0.0", "", True), ("127.0.0.1", "", False), ("0.0.0.0", "x" * 16, False)],
-)
+    ("host", "token", "keycloak", "warned"),
+    [("0.0.0.0", "", "", True), ("127.0.0.1", "", "", False), ("0.0.0.0", "x" * 16, "", False),
+     ("0.0.0.0", "", "true", False), ("0.0.0.0", "", "false", True)],
+)  # fmt: skip
 def test_a_server_for_everybody_is_warned_of(
-    run: Run, studies: Path, monkeypatch: pytest.MonkeyPatch, host: str, token: str, warned: bool
+    run: Run,
+    studies: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    token: str,
+    keycloak: str,
+    warned: bool,
 ) -> None:
     monkeypatch.setenv("ESP_MEDSAM_TOKEN", token)
+    monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", keycloak)
     assert (
         "everybody in the network" in run("--studies", studies, "--host", host).output
     ) is warned

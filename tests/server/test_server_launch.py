@@ -26,7 +26,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         Handler.asked += 1
         # not ready at once
-        status = 503 if Handler.asked < 3 else int(sys.argv[2])
+        known = self.headers.get("Authorization") == "Bearer a token"
+        status = 503 if Handler.asked < 3 else 200 if known else int(sys.argv[2])
         self.send_response(status)
         self.end_headers()
         self.wfile.write(b'{"name": "it"}')
@@ -45,12 +46,15 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes
     return subprocess.Popen([sys.executable, "-c", code, *arguments], **options)
 
 
-@pytest.mark.parametrize(("status", "info"), [("200", {"name": "it"}), ("401", {})])
-def test_ready_when_info_answers(status: str, info: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("status", "token", "info"),
+    [("200", None, {"name": "it"}), ("401", None, {}), ("401", "a token", {"name": "it"})],
+)
+def test_ready_when_info_answers(status: str, token: str | None, info: dict[str, str]) -> None:
     port = free_port("127.0.0.1", 0)
     server = ServerProcess(python(ANSWERING, str(port), status), "127.0.0.1", port)
     try:
-        assert server.wait_until_ready(30) == info
+        assert server.wait_until_ready(30, token) == info
         assert server.url == f"http://127.0.0.1:{port}"
     finally:
         server.stop()

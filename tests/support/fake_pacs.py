@@ -104,6 +104,10 @@ class FakePacs:
             return self._store(request, body)
         if path.endswith("/dicom-web/series"):
             return self._json(request, self._series(query))
+        one = re.search(r"/instances/([^/]+)/metadata$", path)
+        if one is not None:
+            own = [_without_bulk(d) for d in self.instances if d.SOPInstanceUID == one[1]]
+            return self._json(request, [d.to_json_dict() for d in own])
         found = re.search(r"/studies/([^/]+)/series/([^/]+)(/\w+)?$", path)
         members = [d for d in self.instances if found and d.SeriesInstanceUID == found[2]]
         if found is None or not members:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ class PacsServer:
 
 
 @contextmanager
-def server_before(archive: Orthanc, folder: Path) -> Iterator[PacsServer]:
+def server_before(
+    archive: Orthanc, folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[PacsServer]:
     """A server of two modalities, CT and MR; at the end it is stopped, and the PACS too."""
     log, audit = folder / "log.txt", folder / "audit.jsonl"
     with log.open("wb") as output:
@@ -45,6 +47,7 @@ def server_before(archive: Orthanc, folder: Path) -> Iterator[PacsServer]:
                 "MONAI_LABEL_DICOMWEB_READ_TIMEOUT": "60",
                 "ESP_MEDSAM_AUDIT_FILE": str(audit),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+                **(environment or {}),
             },
             output=output.fileno(),
         )

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from typing import IO
 
+from esp_medsam_app.server.disks import TEMPORARY, megabytes
 from esp_medsam_app.server.door.asgi_types import App, Message, Receive, Scope, Send, header
 from esp_medsam_app.server.door.refusal import ClientLeftError, RefusedError
 
@@ -109,8 +110,11 @@ class Bodies:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         # it is written twice: here, and as the file that the endpoint works on
         if int(told) > _IN_MEMORY and 2 * int(told) > free - self._least_free:
+            needed = megabytes(2 * int(told) + self._least_free)
             raise RefusedError(
-                507, "The server's disk has too little room for this upload. Tell its admin."
+                507,
+                f"The disk of {TEMPORARY} has {megabytes(free)} free, and this upload needs "
+                f"{needed}. Tell the server's admin.",
             )
 
     async def _read(self, body: Body, most: int, receive: Receive) -> None:

@@ -8,10 +8,12 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
+from monailabel.endpoints import datastore as endpoint
+from monailabel.endpoints.datastore import ResultType
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
@@ -19,6 +21,7 @@ from monailabel.utils.others.generic import get_mime_type
 
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.calls import current_call
+from esp_medsam_app.server.door.image_addresses import ADDRESSES
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.sent_once import SentOnce
 from esp_medsam_app.server.door.uploads import (
@@ -43,6 +46,16 @@ router = APIRouter(prefix="/datastore", tags=["Datastore"])
 _user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 _annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+
+
+@router.get("/", dependencies=[_user], summary="Counts, or all images and labels")
+def datastore(request: Request, output: ResultType | None = None) -> Any:
+    """`stats`; `all`: by image, with labels and what is known of them; `train`: what has labels."""
+    found = endpoint.datastore(output)
+    given = request.scope.get(ADDRESSES)
+    if output is ResultType.all and given is not None:
+        return {**found, "objects": given.with_given(current_call(), found.get("objects", {}))}
+    return found
 
 
 # --- images --------------------------------------------------------------------------------------

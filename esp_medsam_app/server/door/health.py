@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from esp_medsam_app.server.disks import TEMPORARY, full_disks
 from esp_medsam_app.server.door.asgi_types import App, Receive, Scope, Send, answer
 from esp_medsam_app.server.door.lanes import Lane
 from esp_medsam_app.server.door.metrics import CONTENT_TYPE, Metrics
@@ -24,7 +24,7 @@ class Health:
         metrics: to be shown.
         check: raises for whom the metrics are not.
         min_free_mb: of each disk that is written to.
-        written: the folders that are written to.
+        written: the folders that are written to, by what they are for.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Health:
         metrics: Metrics,
         check: Callable[[Scope], Awaitable[None]],
         min_free_mb: float,
-        written: Callable[[], list[Path]],
+        written: Callable[[], Mapping[str, Path]],
     ) -> None:
         self._app = app
         self._lanes = lanes
@@ -66,10 +66,5 @@ class Health:
     def _missing(self) -> list[str]:
         missing = [] if self.is_ready else ["the server is starting or stopping"]
         missing += [f"the queue of {lane.name} is full" for lane in self._lanes if lane.is_full]
-        for folder in [Path(tempfile.gettempdir()), *self._written()]:
-            try:
-                if shutil.disk_usage(folder).free < self._least_free:
-                    missing.append("a disk is full")
-            except OSError:
-                missing.append("a folder that is written to is not there")
-        return list(dict.fromkeys(missing))
+        folders = {TEMPORARY: Path(tempfile.gettempdir()), **self._written()}
+        return missing + full_disks(folders, self._least_free)

@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from esp_medsam_app.server.calls import current_call
 from esp_medsam_app.server.door.asgi_types import App, Receive, Scope, Send, header
+from esp_medsam_app.server.door.image_addresses import BY_ADDRESS
 from esp_medsam_app.server.door.refusal import RefusedError
 
 # what must be answered to anybody, so that somebody can log in or look after the server
@@ -60,7 +61,7 @@ class TokenGate:
             known = same(sent, self._token) or is_admin
             call.authenticated, call.is_admin = known, is_admin
             call.user = user or ("admin" if is_admin else "token") if known else ""
-            if not known and scope["path"] not in _OPEN:
+            if not known and scope["path"] not in _OPEN and not scope.get(BY_ADDRESS):
                 raise RefusedError(
                     401,
                     "This server wants a log-in: its token as bearer token, or as the password of "
@@ -86,6 +87,8 @@ def current_user(request: Request) -> auth.User:
     """
     if not settings.MONAI_LABEL_AUTH_ENABLE:
         return auth.DEFAULT_USER
+    if request.scope.get(BY_ADDRESS):
+        return auth.User(username="", roles=[settings.MONAI_LABEL_AUTH_ROLE_USER])
     _, sent = _sent(request.headers.get("authorization", ""))
     user = _user_of(sent)
     call = current_call()

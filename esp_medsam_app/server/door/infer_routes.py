@@ -23,6 +23,7 @@ from esp_medsam_app.server.door.asgi_types import Scope
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.sent_once import SentOnce
 from esp_medsam_app.server.door.uploads import checked_text, mapping, received, the_app
+from esp_medsam_app.server.modality_headers import modality_headers
 
 # what the address says, and no parameter changes
 _OWN = ("model", "image", "session", "file", "label", "timeout")
@@ -108,7 +109,9 @@ def _answer(result: dict[str, Any], output: Output | None, background: Backgroun
         return JSONResponse(told)
     if output is Output.IMAGE:
         name = file.rsplit("/", 1)[-1]
-        return SentOnce(file, media_type=get_mime_type(file), filename=name)
+        return SentOnce(
+            file, media_type=get_mime_type(file), filename=name, headers=modality_headers(told)
+        )
     try:
         answer = endpoint.send_response(the_app().datastore(), result, "all", background)
     except BaseException:

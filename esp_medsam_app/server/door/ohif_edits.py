@@ -9,8 +9,8 @@ are mended in the code as it is sent. Files of another OHIF, in which the places
 as they are.
 
 Beside that, the panel of MONAI Label itself says why something failed, as the server tells it; says
-so where there is no volume to run on; asks for a training of what has new labels instead of all
-models; and notices when a training has ended.
+so where there is no volume to run on; asks for images that it can show; asks for a training of what
+has new labels instead of all models, and tells of which; and tells what became of it.
 """
 
 from __future__ import annotations
@@ -119,6 +119,27 @@ _REASON = """\
     return told && told.detail ? message + ': ' + told.detail : message;
   }
 """
+_LAST = """\
+  async last_train() {
+    return await MonaiLabelClient.api_get(new URL('train/', this.server_url).toString());
+  }
+  static started(answer) {
+    return Object.entries(answer || {}).map(([model, told]) => told.result
+      ? 'Training of ' + model + ' is started'
+      : model + ' is not trained: ' + told.detail).join('; ');
+  }
+"""
+_STARTED = """\
+          message: 'Model update task ' + (training ? 'STOPPED' : 'STARTED'),
+          type: 'success',
+          duration: 2000
+"""
+_STARTED_OF = """\
+          message: training ? 'Training is stopped' : MonaiLabelClient.started(response.data),
+          type: 'success',
+          duration: 10000
+"""
+_NEXT = "  async next_sample(stategy = 'random', params = {}) {\n    const url = new URL("
 _IS_RUNNING = "  async is_train_running() {\n"
 _RUN = """\
       const nid = this.notification.show({
@@ -154,9 +175,21 @@ _WATCHING = """\
     });
     this.watching = setInterval(async () => {
       if (this.state.training && !(await this.props.client().is_train_running())) {
+        if (!this.state.training) {
+          return;
+        }
         this.setState({
           training: false
         });
+        const ended = await this.props.client().last_train();
+        if (ended && ended.data && ended.data.result) {
+          this.notification.show({
+            title: 'MONAI Label - ' + ended.data.request.model,
+            message: 'Training: ' + ended.data.result,
+            type: ended.data.result.startsWith('activated') ? 'success' : 'info',
+            duration: 30000
+          });
+        }
       }
     }, 3000);
   }
@@ -172,7 +205,12 @@ def _explained(message: str) -> tuple[str, str]:
 
 
 _ANSWERS = (
-    (_IS_RUNNING, _REASON + _IS_RUNNING),
+    (_IS_RUNNING, _REASON + _LAST + _IS_RUNNING),
+    (_STARTED, _STARTED_OF),
+    (
+        f"{_NEXT}'activelearning/' + encodeURIComponent(stategy), this",
+        f"{_NEXT}'activelearning/' + encodeURIComponent(stategy) + '?viewer=ohif', this",
+    ),
     _explained("'Failed to Run Segmentation'"),
     _explained("'Failed to Fetch Next Sample'"),
     _explained("'Failed to ' + (training ? 'STOP' : 'RUN') + ' training'"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body, Depends, Query, Request
 from monailabel.config import settings
 from monailabel.endpoints import activelearning
 from monailabel.endpoints.user.auth import RBAC
@@ -18,12 +19,18 @@ from monailabel.utils.async_tasks import utils as background
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks
 
+from esp_medsam_app.errors import InputError
 from esp_medsam_app.server.audit import audit
+from esp_medsam_app.server.calls import current_call
+from esp_medsam_app.server.door.digests import known_digest
+from esp_medsam_app.server.door.image_addresses import ADDRESSES, wants_address
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.uploads import check_plain, the_app
 from esp_medsam_app.server.newly_labelled import models_to_update
+from esp_medsam_app.server.ohif_volumes import OHIF
 from esp_medsam_app.server.options import InferOptions
 from esp_medsam_app.server.train_options import TrainOptions
+from esp_medsam_app.server.train_outcome import result_of
 
 _GPUS = re.compile(r"all|\d{1,3}(,\d{1,3})*")
 # what MONAI Label takes from parameters, though only the server or the address may say it
@@ -47,35 +54,65 @@ _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
     dependencies=[_user],
     summary="The image to look at next",
 )
-def next_sample(strategy: str, params: Params = None) -> dict[str, Any]:
-    """`id` and what is known of the image; nothing when all have labels."""
+def next_sample(
+    request: Request,
+    strategy: str,
+    params: Params = None,
+    viewer: Annotated[str | None, Query(pattern=f"^{OHIF}$")] = None,
+) -> dict[str, Any]:
+    """`id` and what is known of the image; nothing when all have labels.
+
+    `viewer=ohif`: only images that OHIF shows, or 404 with the reason.
+
+    `name` is that of the file which `GET /datastore/image` sends, and `checksum` its own. 3D Slicer
+    gets an id with which it may read the image for some minutes without a log-in.
+    """
     options = _checked(params)
     labels = options.get("labels")
     if not isinstance(options.get("label_tag", ""), str) or not (
         labels is None or (isinstance(labels, list) and all(isinstance(o, str) for o in labels))
     ):
         raise RefusedError(422, "params: label_tag is a text, and labels a list of them")
+    options["viewer"] = viewer
     found = dict(activelearning.sample(strategy, options, None))
+    if not found:
+        if viewer == OHIF:
+            raise RefusedError(404, _nothing_for_ohif())
+        return {}
     # a viewer would take it for a file of its own
-    found.pop("path", None)
+    path = found.pop("path", None)
+    if path:
+        file = Path(path)
+        # viewers keep what they downloaded by its name, and another image may have had that one
+        found |= {"name": file.name, "checksum": f"SHA256:{known_digest(file)}"}
+    call = current_call()
+    if call is not None and wants_address(request.scope, call):
+        found["id"] = request.scope[ADDRESSES].give(call, found["id"])
     return found
 
 
 @router.get("/train/", tags=["Train"], dependencies=[_user], summary="How the last training goes")
 def training(all: bool = False, check_if_running: bool = False) -> Any:  # noqa: A002
-    """Its state and last lines. `check_if_running`: of one that runs or waits, else 404."""
-    return _states("train", "training", all, check_if_running)
+    """Of the one that runs, else of the one that ran last: state, last lines, `result`.
+
+    `queue`: those that wait for their turn. `check_if_running`: 404 where none runs or waits.
+    """
+    return _states("train", "training", all, check_if_running, result=result_of)
 
 
 @router.post("/train/{model}", tags=["Train"], dependencies=[_admin], summary="Start a training")
 def train(
     model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False
 ) -> dict[str, Any]:
-    """In a process of its own; `GET /train/` tells how it goes. 429 while another one runs."""
+    """In a process of its own; `GET /train/` tells how it goes. 429 while another one runs.
+
+    422 without labels of two patients.
+    """
     if run_sync:
         raise RefusedError(422, "run_sync: trainings run in a process of their own")
     options = _checked(params, "model")
     _check_trainable([model], options)
+    the_app()._trainers[model].check_labels(the_app().datastore())
     with _starting:
         return _start_training(model, options, enqueue)
 
@@ -84,24 +121,35 @@ def train(
 def train_all(
     params: Params = None, run_sync: bool = False, new_labels: bool = False
 ) -> dict[str, Any]:
-    """One training after another: of the models that `params` names, else all.
+    """One training after another: of the models that `params` names, else of all with labels.
 
-    `new_labels`, as OHIF asks for: else those with labels younger than their last training.
+    `new_labels`, as OHIF asks for: else those with labels younger than their last training. Of a
+    model that is left out, `detail` says why; 422 where that is all of them.
     """
     if run_sync:
         raise RefusedError(422, "run_sync: trainings run in a process of their own")
     options = _checked(params, "model")
     app = the_app()
-    chosen = [model for model in app._trainers if isinstance(options.get(model), Mapping)]
-    if not chosen and new_labels:
-        chosen = models_to_update(app._trainers, app.datastore())
-    chosen = chosen or list(app._trainers)
+    named = [model for model in app._trainers if isinstance(options.get(model), Mapping)]
+    chosen = named or list(app._trainers)
+    if not named and new_labels:
+        used = app.active_learning.used_models()
+        chosen = models_to_update(app._trainers, app.datastore(), used)
     own = {model: {**options, **_checked(options.get(model), "model")} for model in chosen}
+    problems: dict[str, InputError] = {}
     for model in chosen:
         _check_trainable([model], own[model])
+        try:
+            app._trainers[model].check_labels(app.datastore())
+        except InputError as error:
+            problems[model] = error
+    if problems and (named or len(problems) == len(chosen)):
+        raise next(iter(problems.values()))
     with _starting:
         return {
-            model: {"result": _start_training(model, own[model], True), "detail": None}
+            model: {"result": None, "detail": str(problems[model])}
+            if model in problems
+            else {"result": _start_training(model, own[model], True), "detail": None}
             for model in chosen
         }
 
@@ -193,8 +241,14 @@ def score_all(params: Params = None) -> dict[str, Any]:
         }
 
 
-def _states(method: str, name: str, everything: bool, busy: bool) -> Any:
-    """What viewers ask while they wait: of the task that runs or waits, the last one, or all.
+def _states(
+    method: str,
+    name: str,
+    everything: bool,
+    busy: bool,
+    result: Callable[[Mapping[str, Any]], str | None] | None = None,
+) -> Any:
+    """What viewers ask while they wait: of the task that runs, else the last one; or of all.
 
     To MONAI Label a task runs only when its process does, so that a training which was started a
     moment ago, or waits for the one before, would be none.
@@ -204,12 +258,40 @@ def _states(method: str, name: str, everything: bool, busy: bool) -> Any:
     """
     # the process that is read from adds lines meanwhile
     found = [{**task, "details": list(task.get("details", ()))} for task in tasks(method)]
-    if busy:
-        found = [task for task in found if task["status"] in _BUSY]
-        found.sort(key=lambda task: task["status"] != "RUNNING")
-    if not found:
+    if result is not None:
+        for task in found:
+            task["result"] = result(task)
+    waiting = sorted(
+        (task for task in found if task["status"] in _BUSY),
+        key=lambda task: task["status"] != "RUNNING",
+    )
+    if not (waiting if busy else found):
         raise RefusedError(404, f"No {name} runs or waits." if busy else f"No {name} ran yet.")
-    return found[0] if busy else found if everything else found[-1]
+    if everything and not busy:
+        return found
+    # of one that was stopped before its turn there is nothing to tell
+    ran = [task for task in found if task["status"] != "STOPPED" or task["details"]]
+    now = waiting[0] if waiting else (ran or found)[-1]
+    queue = [
+        {
+            "id": task["id"],
+            "status": task["status"],
+            "model": task.get("request", {}).get("model"),
+            "start_ts": task.get("start_ts"),
+        }
+        for task in waiting[1:]
+    ]
+    return {**now, "queue": queue}
+
+
+def _nothing_for_ohif() -> str:
+    left = len(the_app().datastore().get_unlabeled_images())
+    if not left:
+        return "Every image has a label, or cannot be segmented."
+    return (
+        f"OHIF shows none of the {left} images that have no label yet: they are no volumes of CT "
+        "or MR, of one series each. Use 3D Slicer for these."
+    )
 
 
 def _start_training(model: str, options: dict[str, Any], enqueue: bool) -> dict[str, Any]:

@@ -107,6 +107,31 @@ class PacsClient:
         """Whether it was silent a moment ago; asking it now fails at once."""
         return time.monotonic() < self._silent_until
 
+    def probe(self) -> Dataset | None:
+        """One series that the PACS holds, after a look at one of its instances; none: it is empty.
+
+        Raises:
+            UnreachableError: the PACS does not answer, or answers nonsense.
+            UnknownNameError: there is no DICOMweb at this address.
+        """
+        series = self._asked(
+            partial(
+                _parsed,
+                lambda offset: self.web.search_for_series(fields=_FIELDS, limit=1, offset=offset),
+                0,
+            )
+        )
+        if not series:
+            return None
+        study, uid = str(series[0].StudyInstanceUID), str(series[0].SeriesInstanceUID)
+        found = self._asked(
+            partial(_parsed, lambda offset: self.web.search_for_instances(study, uid, limit=1), 0)
+        )
+        if found:
+            instance = str(found[0].SOPInstanceUID)
+            self._asked(lambda: self.web.retrieve_instance_metadata(study, uid, instance))
+        return series[0]
+
     def search_series(self, filters: Mapping[str, Any]) -> list[Dataset]:
         """All series that match, page by page.
 

@@ -40,8 +40,10 @@ from esp_medsam_app.errors import (
     UnreachableError,
 )
 from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.disks import room
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore, checked_tag
+from esp_medsam_app.server.ohif_volumes import INSTANCES, IS_VOLUME
 from esp_medsam_app.server.pacs.archive_index import ArchiveIndex, Series
 from esp_medsam_app.server.pacs.archived_labels import INSTANCE, ArchivedLabels
 from esp_medsam_app.server.pacs.client import PacsClient, is_default
@@ -68,8 +70,6 @@ _SUBMISSION = "submission"
 # In an image's info: why it cannot be segmented, and why viewers cannot show it as a volume.
 PROBLEM = "problem"
 NOT_SHOWN = "not_shown"
-# likewise: how many instances its series has
-_COUNT = "instances"
 
 _LABELS = ("*.nii.gz", "*.nii", "*.seg.nrrd", "*.nrrd", "*.png", f"*{SUFFIX}")
 
@@ -151,16 +151,12 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     ) -> PacsDatastore:
         """With MONAI Label's own settings; its default of CT alone gives way to the models'."""
         client = PacsClient.from_settings(url)
-        chosen = (
-            settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.MONAI_LABEL_DATASTORE_CACHE_PATH
-        )
-        cache = Path(chosen) if chosen else Path.home() / ".cache" / "monailabel" / "dicom"
         search = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
         age = "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY"
         options: dict[str, Any] = {} if is_default(age) else {"max_age": getattr(settings, age)}
         return cls(
             client,
-            cache / md5_digest(client.url),
+            labels_folder(client.url),
             labels,
             modalities,
             {} if is_default(search) else getattr(settings, search),
@@ -176,6 +172,11 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
     def stop(self) -> None:
         """Send no more labels; those that wait are sent after the next start."""
         self.outbox.stop()
+
+    def status(self) -> dict[str, Any]:
+        """Counts for viewers; `problem`: why the PACS could not be listed, if it could not."""
+        found, problem = dict(super().status()), self.index.snapshot().problem
+        return {**found, "problem": problem} if problem else found
 
     # --- images -----------------------------------------------------------------------------
 
@@ -224,10 +225,12 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         entry = self._datastore.objects.get(image_id)
         place = place_of(image_id)
         series = self.index.snapshot().series.get(place.series) if place else None
-        return {
-            **(series.info() if series is not None else {}),
+        known = {
+            **(_told_of(series) if series is not None else {}),
             **(dict(entry.image.info) if entry is not None else {}),
         }
+        # viewers keep what they download by this name, and know by its end how to read it
+        return {**known, "name": self._conversions.name(image_id)} if known else {}
 
     def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> None:
         """Add to an image's info, or alter it.
@@ -238,7 +241,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         with _told():
             self._noted(image_id)
         if isinstance(info, Mapping):
-            own = (PROBLEM, NOT_SHOWN, _COUNT)
+            own = (PROBLEM, NOT_SHOWN, INSTANCES, IS_VOLUME)
             info = {key: value for key, value in info.items() if key not in own}
         super().update_image_info(image_id, info)
 
@@ -491,7 +494,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
         ids = self._ids(place, cached)
         old = [image for image in objects if (p := place_of(image)) and p.series == place.series]
         if all(
-            image in objects and objects[image].image.info.get(_COUNT) == cached.count
+            image in objects and objects[image].image.info.get(INSTANCES) == cached.count
             for image in ids
         ) and set(old) == set(ids):
             return
@@ -509,9 +512,13 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                     image, ImageLabelModel(image=DataModel(ext=SUFFIX))
                 )
                 entry.image.info.update(
-                    told, instances=cached.count, name=f"{image}{SUFFIX}", ts=int(time.time())
+                    told,
+                    instances=cached.count,
+                    name=self._conversions.name(image),
+                    ts=int(time.time()),
                 )
                 entry.image.info[PROBLEM] = problem
+                entry.image.info[IS_VOLUME] = _is_volume(cached, grid)
                 entry.image.info.pop(NOT_SHOWN, None)
                 change.files.append((self._pointer(image), pointer(grid)))
 
@@ -546,7 +553,7 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                 raise
             logger.warning("The PACS is away: labels of %s are kept as they come", image_id)
             with self._file.transaction() as change:
-                info = {"name": f"{image_id}{SUFFIX}", "ts": int(time.time())}
+                info = {"name": self._conversions.name(image_id), "ts": int(time.time())}
                 change.model.objects[image_id] = ImageLabelModel(
                     image=DataModel(ext=SUFFIX, info=info)
                 )
@@ -692,6 +699,30 @@ class PacsDatastore(SafeDatastore, _LocalFolder):
                 label.info.update(info)
 
 
+def cache_folder() -> Path:
+    """Where each PACS has a folder of its own, by MONAI Label's settings."""
+    chosen = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.MONAI_LABEL_DATASTORE_CACHE_PATH
+    return Path(chosen) if chosen else Path.home() / ".cache" / "monailabel" / "dicom"
+
+
+def labels_folder(url: str, cache: Path | None = None) -> Path:
+    """The folder of a PACS, by its address."""
+    return (cache or cache_folder()) / str(md5_digest(url.strip().rstrip("/")))
+
+
+def _told_of(series: Series) -> dict[str, Any]:
+    count = {INSTANCES: series.instances} if series.instances >= 0 else {}
+    return {**series.info(), **count}
+
+
+def _is_volume(cached: CachedSeries, grid: Grid | None) -> bool:
+    """Whether all instances of a series are one volume of several slices."""
+    if grid is None or not grid.has_patient_space or len(cached.parts) != 1:
+        return False
+    whole = len(cached.parts[0].files) == cached.count
+    return whole and len(grid.shape) == 3 and grid.shape[2] > 1
+
+
 def _flawed(info: Mapping[str, Any]) -> bool:
     return bool(info.get(PROBLEM) or info.get(NOT_SHOWN))
 
@@ -717,6 +748,6 @@ def _told() -> Iterator[None]:
     except OSError as error:
         told = EspMedSamError(
             f"the images cannot be kept on this server ({error.strerror or error})",
-            remedy="Its disk may be full",
+            remedy=room("labels and images of the PACS", cache_folder()),
         )
         raise as_http_error(told) from error

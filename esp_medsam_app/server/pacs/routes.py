@@ -26,6 +26,7 @@ from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.http_errors import as_http_error
+from esp_medsam_app.server.modality_headers import modality_headers
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
 
 _MARK = "esp_medsam_dicom_seg"
@@ -65,11 +66,11 @@ def infer_dicom_seg(
         raise HTTPException(422, f"params: no JSON ({error})") from error
     if not isinstance(given, dict):
         raise HTTPException(422, "params: a mapping of names to values is needed")
-    content = dicom_seg_of(app_instance(), {**given, "model": model, "image": image})
-    return Response(content, media_type="application/dicom")
+    content, told = dicom_seg_of(app_instance(), {**given, "model": model, "image": image})
+    return Response(content, media_type="application/dicom", headers=modality_headers(told))
 
 
-def dicom_seg_of(app: MONAILabelApp, request: Mapping[str, Any]) -> bytes:
+def dicom_seg_of(app: MONAILabelApp, request: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
     """Segment an image of the PACS.
 
     Args:
@@ -78,7 +79,7 @@ def dicom_seg_of(app: MONAILabelApp, request: Mapping[str, Any]) -> bytes:
             matter: names, numbers, codes and colours are the catalogue's.
 
     Returns:
-        A DICOM file.
+        A DICOM file, and what is told of the mask.
 
     Raises:
         HTTPException: as `EspMedSamApp.infer`; 422 for an image that is no DICOM, or has no place
@@ -107,7 +108,7 @@ def dicom_seg_of(app: MONAILabelApp, request: Mapping[str, Any]) -> bytes:
         dataset = datastore.dicom_seg(str(image), label, modality, number)
         buffer = BytesIO()
         dataset.save_as(buffer, write_like_original=False)
-        return buffer.getvalue()
+        return buffer.getvalue(), told
     except Exception as error:
         raise as_http_error(error) from error
     finally:

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from esp_medsam_app.data.dicom import read_header
 from esp_medsam_app.data.dicom_parts import SeriesParts, parts_of
 from esp_medsam_app.errors import EspMedSamError, UnreachableError
+from esp_medsam_app.server.disks import room
 from esp_medsam_app.server.pacs.archive_index import Series
 from esp_medsam_app.server.pacs.client import PacsClient
 
@@ -158,7 +159,7 @@ class SeriesCache:
         except OSError as error:
             raise EspMedSamError(
                 f"the series cannot be kept on this server ({error.strerror or error})",
-                remedy="Its disk may be full",
+                remedy=room("images of the PACS", self.folder),
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -29,6 +29,21 @@ def test_an_answer_is_what_monai_label_would_give(door: TestClient, client: Test
     assert parts(ours)[2] == parts(theirs)[2]
 
 
+def test_every_answer_tells_the_modality(door: TestClient, segmenters: FakeSegmenters) -> None:
+    """A mask alone has no JSON: its headers tell."""
+    segmenters.modality_of["case.nii"] = "ct_organs"
+    for output in ("image", "json"):
+        answer = door.post(MODEL, params={"image": "case", "output": output})
+        assert answer.status_code == 200
+        told = answer.json() if output == "json" else {
+            name: answer.headers[f"x-{name.replace('_', '-')}"]
+            for name in ("modality", "modality_read", "modality_confidence", "modality_source")
+        }  # fmt: skip
+        assert told["modality"] == told["modality_read"] == "ct_organs"
+        assert float(told["modality_confidence"]) == 1
+        assert told["modality_source"] == "classifier"
+
+
 @pytest.mark.parametrize("output", ["image", "json", "all", None])
 def test_nothing_is_left_behind(
     door: TestClient, studies: Path, temporary: Path, output: str | None

@@ -65,7 +65,11 @@ def test_not_ready_when_a_disk_is_full_or_a_folder_is_gone(
             patch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 1 << 40, 1 << 20))
             answer = client.get("/readyz")
             assert answer.status_code == 503
-            assert "disk is full" in answer.json()["detail"]
+            told = answer.json()["detail"]
+            # one disk, and what is on it
+            assert re.search(r"the disk of temporary files and .*labels.* is full: 1 MB", told)
+            assert "512 MB needed" in told
+            assert str(studies) not in told
         monkeypatch.setattr(monai_settings, "MONAI_LABEL_STUDIES", str(studies / "gone"))
         answer = client.get("/readyz")
         assert answer.status_code == 503

@@ -19,6 +19,7 @@ from monailabel.utils.async_tasks import utils
 from PIL import Image
 from support.fake_server import ORGANS, SPOTS
 
+from esp_medsam_app.errors import InputError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.door import task_routes
@@ -38,7 +39,7 @@ def started(app: EspMedSamApp, monkeypatch: pytest.MonkeyPatch) -> STARTED:
         utils.background_tasks.setdefault(method, []).append(task)
         return task
 
-    trainer = SimpleNamespace(info=dict, stats=dict)
+    trainer = SimpleNamespace(info=dict, stats=dict, check_labels=lambda datastore: None)
     trainers = {"esp_medsam_ct_organs": trainer, "esp_medsam_spots": trainer}
     monkeypatch.setattr(app, "_trainers", trainers)
     monkeypatch.setattr(async_task, "run_background_task", run)
@@ -99,14 +100,36 @@ def test_how_it_goes(door: TestClient, started: STARTED, method: str, path: str)
     found = [{"id": str(n), "status": state} for n, state in enumerate(states)]
     found[2]["details"] = deque(["a line"], maxlen=20)  # type: ignore[assignment]
     utils.background_tasks[method] = found
-    assert door.get(path).json()["id"] == "3"
     assert [task["id"] for task in door.get(path, params={"all": True}).json()] == list("0123")
-    now = door.get(path, params=running).json()
-    assert (now["id"], now["status"], now["details"]) == ("2", "RUNNING", ["a line"])
+    # the one that runs, whether only that is asked for or not
+    for query in ({}, running):
+        now = door.get(path, params=query).json()
+        assert (now["id"], now["status"], now["details"]) == ("2", "RUNNING", ["a line"])
+        assert [task["id"] for task in now["queue"]] == ["1", "3"]
     for task in found[1:]:
         task["status"] = "STOPPED"
     assert door.get(path, params=running).status_code == 404
-    assert door.get(path).json()["status"] == "STOPPED"
+    ended = door.get(path).json()
+    # of the others it was never the turn
+    assert (ended["id"], ended["status"], ended["queue"]) == ("2", "STOPPED", [])
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "result"),
+    [("DONE", ["a", "Result of the training: activated: version 2 serves (better)", "b"],
+      "activated: version 2 serves (better)"),
+     ("DONE", [], "not activated, because the training told no result"),
+     ("ERROR", ["a", "no memory"], "not activated, because the training failed: no memory"),
+     ("STOPPED", ["a"], "not activated, because the training was stopped"),
+     ("RUNNING", ["Result of the training: activated"], None), ("SUBMITTED", [], None)],
+)  # fmt: skip
+def test_what_became_of_a_training(
+    door: TestClient, started: STARTED, status: str, details: list[str], result: str | None
+) -> None:
+    task = {"id": "0", "status": status, "details": deque(details)}
+    utils.background_tasks["train"] = [task]
+    assert door.get("/train/").json()["result"] == result
+    assert door.get("/train/?all=true").json()[0]["result"] == result
 
 
 @pytest.mark.parametrize(
@@ -154,6 +177,13 @@ def test_bad_parameters_are_told_at_once(
 )
 def test_the_next_image_of_what_makes_no_sense(door: TestClient, params: dict[str, Any]) -> None:
     assert door.post("/activelearning/random", json=params).status_code == 422
+
+
+def test_ohif_is_told_why_there_is_nothing_for_it(door: TestClient) -> None:
+    assert door.post("/activelearning/first?viewer=else").status_code == 422
+    nothing = door.post("/activelearning/first?viewer=ohif")
+    assert nothing.status_code == 404
+    assert "none of the 2 images" in nothing.json()["detail"]
 
 
 def test_the_address_says_the_strategy(door: TestClient, studies: Path) -> None:
@@ -204,8 +234,9 @@ def test_ohif_trains_what_has_new_labels(
     def trainer(modality: Modality) -> SimpleNamespace:
         models = frozenset([organs, spots])
         return SimpleNamespace(
-            info=dict, stats=dict, modality=modality, models=models, last_start=lambda: 0.0
-        )
+            info=dict, stats=dict, modality=modality, models=models, last_start=lambda: 0.0,
+            check_labels=lambda datastore: None,
+        )  # fmt: skip
 
     monkeypatch.setattr(app, "_trainers", {organs: trainer(ORGANS), spots: trainer(SPOTS)})
     refused = door.post("/train/?new_labels=true", json={})
@@ -220,6 +251,43 @@ def test_ohif_trains_what_has_new_labels(
     assert list(door.post("/train/?new_labels=true", json=named).json()) == [organs]
     # other clients get what they always got
     assert list(door.post("/train/").json()) == [organs, spots]
+
+
+def check(message: str) -> Callable[[Any], None]:
+    def refuse(datastore: Any) -> None:
+        raise InputError(message)
+
+    return refuse
+
+
+def test_what_has_too_few_labels_is_refused_at_once(
+    door: TestClient, app: EspMedSamApp, started: STARTED, audited: Callable[[], Any]
+) -> None:
+    app._trainers["esp_medsam_ct_organs"] = SimpleNamespace(
+        info=dict, stats=dict, check_labels=check("no label of ct_organs has been submitted yet")
+    )
+    for path, body in ((TRAIN, {}), ("/train/", {"esp_medsam_ct_organs": {}})):
+        refused = door.post(path, json=body)
+        assert refused.status_code == 422
+        assert "no label of ct_organs" in refused.json()["detail"]
+    assert started == audited() == []
+    # of all models, those that can
+    told = door.post("/train/").json()
+    assert told["esp_medsam_ct_organs"]["result"] is None
+    assert "no label of ct_organs" in told["esp_medsam_ct_organs"]["detail"]
+    assert [request["model"] for request, _ in started] == ["esp_medsam_spots"]
+    app._trainers["esp_medsam_spots"] = app._trainers["esp_medsam_ct_organs"]
+    assert door.post("/train/").status_code == 422
+
+
+def test_the_model_that_was_run_is_noted(door: TestClient, app: EspMedSamApp) -> None:
+    for model, query in (("esp_medsam_spots", ""), ("esp_medsam_ct_organs", "&output=json")):
+        path = f"/infer/{model}?image=photo{query}"
+        assert door.post(path, data={"params": '{"any_image": true}'}).status_code in (200, 422)
+    assert app.active_learning.used_models() == {"photo": "esp_medsam_ct_organs"}
+    kept = {"params": '{"save_label": true}'}
+    assert door.post("/infer/esp_medsam_spots?image=photo", data=kept).status_code == 200
+    assert app.active_learning.used_models() == {"photo": "esp_medsam_ct_organs"}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +345,7 @@ def test_a_training_that_begins_this_moment_is_stopped(
         utils.background_processes[method][task["id"]] = process
         task["status"] = "RUNNING"
 
-    trainer = SimpleNamespace(info=dict, stats=dict)
+    trainer = SimpleNamespace(info=dict, stats=dict, check_labels=lambda datastore: None)
     monkeypatch.setattr(app, "_trainers", {"esp_medsam_ct_organs": trainer})
     monkeypatch.setattr(utils, "_task_func", work)
     monkeypatch.setattr(utils, "background_executors", {})
@@ -303,7 +371,7 @@ def test_stopping_a_training_stops_those_that_wait(
         begun.set()
         stopped.wait(30)
 
-    trainer = SimpleNamespace(info=dict, stats=dict)
+    trainer = SimpleNamespace(info=dict, stats=dict, check_labels=lambda datastore: None)
     trainers = {"esp_medsam_ct_organs": trainer, "esp_medsam_spots": trainer}
     monkeypatch.setattr(app, "_trainers", trainers)
     monkeypatch.setattr(utils, "_task_func", work)

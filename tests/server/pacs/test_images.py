@@ -523,3 +523,12 @@ def test_a_damaged_pointer_is_made_again(
     again = make()
     assert again.original(series).is_dir()
     assert again.get_image_uri(series)
+
+
+def test_why_nothing_is_listed_is_told(make: MakeStore, pacs: FakePacs) -> None:
+    """To the viewer's statistics, and to whoever starts the server."""
+    assert "problem" not in make().status()
+    pacs.close()
+    told = make(time_outs=QUICK, folder="other").status()
+    assert (told["total"], told["completed"]) == (0, 0)
+    assert "does not answer" in told["problem"]

@@ -364,7 +364,8 @@ def test_the_model_that_reads_the_modality_tells_its_labels_only(
     told = {"modality": "ct_organs", "modality_labels": {"liver": 4, "spleen": 9}}
     app._infers["esp_medsam"] = cast(Any, SimpleNamespace(modalities={"ct_organs": CT}))
     monkeypatch.setattr(app, "infer", lambda request: {"file": str(file), "params": told})
-    content = dicom_seg_of(app, {"model": "esp_medsam", "image": image})
+    content, answer = dicom_seg_of(app, {"model": "esp_medsam", "image": image})
+    assert answer == told
     dataset = pydicom.dcmread(BytesIO(content))
     assert head_of(dataset).names == {1: "liver", 2: "spleen"}
     grid = read_image(store_of(app).original(image)).grid

@@ -1,0 +1,1 @@
+"""Copies of all that a server must not lose, and back again."""
