@@ -52,6 +52,7 @@ class MedicalImage:
         dicom_modality: DICOM's Modality (0008,0060), where the source has it.
         dicom_body_part: DICOM's BodyPartExamined (0018,0015), likewise.
         dicom_description: DICOM's descriptions of study and series, likewise.
+        warnings: what a person should know of how the file was read, a sentence each.
     """
 
     voxels: NDArray[Any]
@@ -60,6 +61,7 @@ class MedicalImage:
     dicom_modality: str | None = None
     dicom_body_part: str | None = None
     dicom_description: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         expected = self.grid.shape + ((3,) if self.voxels.ndim > len(self.grid.shape) else ())

@@ -13,6 +13,7 @@ from PIL import Image
 
 from esp_medsam_app.data.image import LPS, Grid, MedicalImage
 from esp_medsam_app.data.nifti import save_nifti
+from esp_medsam_app.data.nifti_grid import copy_geometry
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 
@@ -132,12 +133,13 @@ def _nifti_image(labels: NDArray[Any], grid: Grid) -> nib.Nifti1Image:
         return image
     # NIfTI-2 has more digits in its sform
     kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind(labels, grid.affine)
-    for field in (
-        "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
-        "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
-    ):  # fmt: skip
-        image.header[field] = source[field]
+    header = kind.header_class()
+    copy_geometry(source, header)
+    header.set_data_dtype(labels.dtype)
+    # an affine of its own would take the place of the header's fields
+    image = kind(labels, None, header)
+    # of a 2D image nibabel forgets the third size
+    copy_geometry(source, image.header)
     return image
 
 
