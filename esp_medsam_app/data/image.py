@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esp_medsam_app.data.turns import UPRIGHT, Turn
+
 # From the RAS+ of NIfTI to the LPS+ of DICOM and ITK, and back.
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -27,12 +29,14 @@ class Grid:
         has_patient_space: whether the affine says where the patient lies.
         nifti_header: header of the NIfTI file it came from, so that label maps on this grid carry
             the very same qform and sform.
+        upright: how a picture, and each frame of a film, is turned to be looked at.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     has_patient_space: bool = True
     nifti_header: Any = field(default=None, repr=False)
+    upright: Turn = UPRIGHT
 
     @property
     def spacing(self) -> tuple[float, ...]:

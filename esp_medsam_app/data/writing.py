@@ -14,6 +14,7 @@ from PIL import Image
 from esp_medsam_app.data.image import LPS, Grid, MedicalImage
 from esp_medsam_app.data.nifti import save_nifti
 from esp_medsam_app.data.nifti_grid import copy_geometry
+from esp_medsam_app.data.turns import TAG, UPRIGHT, orientation_of
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 
@@ -38,7 +39,7 @@ def write_label_map(
     A NIfTI file gets shape, qform and sform of the NIfTI image it belongs to. Any other 2D grid
     becomes a volume of one slice in NIfTI and NRRD, as viewers load pictures and X-rays; without
     patient space it lies where ITK, and so Slicer, puts those: x to the left, y to the back, from
-    the origin. PNG is for 2D grids.
+    the origin. PNG is for 2D grids, and has the orientation tag of its picture.
 
     Args:
         path: ends with .nii, .nii.gz, .nrrd or .png.
@@ -107,7 +108,11 @@ def _write(
     path: Path, suffix: str, labels: NDArray[np.integer], grid: Grid, compress: bool
 ) -> None:
     if suffix == ".png":
-        Image.fromarray(np.ascontiguousarray(labels.T)).save(path)
+        # programs that turn the picture turn its label map, and those that do not, do not
+        exif = Image.Exif()
+        if grid.upright != UPRIGHT:
+            exif[TAG] = orientation_of(grid.upright)
+        Image.fromarray(np.ascontiguousarray(labels.T)).save(path, exif=exif)
     elif suffix == ".nrrd":
         try:
             sitk.WriteImage(_itk_image(labels, grid), str(path), useCompression=compress)
