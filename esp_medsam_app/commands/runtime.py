@@ -196,6 +196,10 @@ class Screen:
         """A red line on standard error, even if a library's reason in it has several."""
         self._err.print(" ".join(text.splitlines()), style="red", soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """A yellow line on standard error."""
+        self._err.print(" ".join(text.splitlines()), style="yellow", soft_wrap=True)
+
     def trace(self) -> None:
         """The current exception's traceback, on standard error."""
         self._err.print_exception()

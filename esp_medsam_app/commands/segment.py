@@ -169,6 +169,8 @@ def segment_all(
             progress.reset(slices)
             try:
                 screen.say(_run(job, image, segmenter, modality, options, inputs, on_slice))
+                for warning in image.image.warnings if image.image else ():
+                    screen.warn(f"{job.source}: {warning}")
             except EspMedSamError as error:
                 failed += 1
                 screen.complain(_with_source(error, job.source))

@@ -82,7 +82,8 @@ class EspMedSamInferTask(InferTask):
             The label map's file, which the caller removes, on the image's grid, also where nothing
             was found; and what viewers read: `label_names` (name to voxel value, all labels of the
             model, found or not), `latencies` (seconds), `centroids` (none), `version` (`modality`
-            and `number` of the weights; 0: the bundle's own).
+            and `number` of the weights; 0: the bundle's own), and `warnings`, sentences about how
+            the image was read, where there are any.
 
         Raises:
             EspMedSamError: bad options, an image that cannot be used or is of another modality, no
@@ -120,10 +121,13 @@ class EspMedSamInferTask(InferTask):
                 options.client_id,
                 latencies,
             )
+        for warning in image.warnings:
+            logger.warning("%s: %s", request["image"], warning)
         return str(file), {
             "label_names": dict(self.modality.labels),
             "latencies": latencies,
             "centroids": {},
+            **({"warnings": list(image.warnings)} if image.warnings else {}),
             **told,
         }
 
