@@ -55,7 +55,11 @@ ProfileOption = Annotated[
 ]
 AnyImageOption = Annotated[
     bool,
-    typer.Option("--any-image", help="Also what looks like an image of another modality."),
+    typer.Option(
+        "--any-image",
+        help="Also what looks like an image of another modality, or "
+        "like a CT that is not in Hounsfield units.",
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; auto prefers a GPU.")

@@ -294,6 +294,7 @@ def _run(
 ) -> str:
     """Segment one input and write its files; the line that tells about it."""
     from esp_medsam_app.data.names import label_map_suffix
+    from esp_medsam_app.inference.hounsfield import check_units
     from esp_medsam_app.inference.overlay import save_overlay
 
     if read.error is not None:
@@ -319,6 +320,8 @@ def _run(
         reading = segmenter.read_modality(image)
         modality = segmenter.bundle.modality(reading.decided(image, "Give --modality"))
         chosen = f"{modality.name} ({reading.confidence:.0%} by {reading.source}): "
+    if not options.any_image:
+        check_units(image, modality, "Or give --any-image: it is then segmented as it is")
     labels = segmenter.segment(image, modality.name, on_slice=on_slice)
     runtime.save_label_map(target, labels, image.grid)
     if options.overlay:
