@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esp_medsam_app.data.formats import DICOM, ITK, NIFTI, PICTURES, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.label_placing import placed
 from esp_medsam_app.data.nifti import read_nifti
 from esp_medsam_app.data.pictures import read_picture
 from esp_medsam_app.errors import InputError
@@ -37,9 +36,8 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
 
     Args:
         path: file or DICOM folder.
-        grid: of the image it belongs to, where known. Viewers store the label map of a picture as
-            a volume of one slice: here it takes the picture's shape again. Where a camera's tag
-            swaps rows and columns, other programs store it upright: it is turned back.
+        grid: of the image it belongs to, where known: the label map takes its shape where it lies
+            on it in one way only, as `placed` tells. It then has this very grid.
 
     Raises:
         InputError: as `read_image`, and for colours and values that are no labels.
@@ -65,10 +63,11 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
         raise InputError(
             f"labels between {low} and {high}; 0 to {_LARGEST_LABEL} can be read",
             path=image.path,
+            remedy="Save the label map with the labels' numbers",
         )
     own = image.grid
     if grid is not None:
-        voxels, own = _on_grid(voxels, own, grid)
+        voxels, own = placed(voxels, own, grid, may_be_cropped=suffix_of(path) == ".seg.nrrd")
     return MedicalImage(
         voxels=voxels.astype(np.uint8 if high <= 255 else np.uint16),
         grid=own,
@@ -89,26 +88,6 @@ def is_readable_name(path: str | Path) -> bool:
 
         return is_series_folder(path)
     return suffix_of(path) is not None or is_dicom_file(path)
-
-
-def _on_grid(voxels: NDArray[Any], own: Grid, grid: Grid) -> tuple[NDArray[Any], Grid]:
-    """A label map as its picture's grid has it, where there is but one way."""
-    if own.shape == grid.shape:
-        return voxels, own
-    flat = _without_single_slice(grid.shape)
-    if _without_single_slice(own.shape) == flat:
-        kept = Grid(grid.shape, own.affine, own.has_patient_space, upright=grid.upright)
-        return voxels.reshape(grid.shape), kept
-    # drawn on the upright picture, whose rows are the stored one's columns
-    if grid.upright.swapped and _without_single_slice(own.shape) == (flat[1], flat[0], *flat[2:]):
-        rows_first = np.swapaxes(voxels.reshape(flat[1], flat[0], *flat[2:]), 0, 1)
-        stored = np.swapaxes(grid.upright.undo(rows_first), 0, 1)
-        return stored.reshape(grid.shape), grid
-    return voxels, own
-
-
-def _without_single_slice(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if shape[2:] == (1,) else shape
 
 
 def _checked(path: Path, *, as_labels: bool) -> MedicalImage:
