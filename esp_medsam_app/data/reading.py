@@ -174,7 +174,7 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
     """
     for folder in folders:
         if not folder.is_dir():
-            raise InputError("there is no such folder", path=folder)
+            raise InputError("there is no such folder", path=folder, remedy="Check the path")
     found = sorted(
         path
         for folder in folders
@@ -182,5 +182,9 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
         if path.is_file() and not path.name.startswith(".") and is_readable_name(path)
     )
     if not found:
-        raise InputError("no image in the folders", path=folders[0] if folders else None)
+        raise InputError(
+            "no image in the folders",
+            path=folders[0] if folders else None,
+            remedy="Give folders with NIfTI, NRRD, DICOM, PNG, JPEG or TIFF files",
+        )
     return found

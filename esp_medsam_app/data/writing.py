@@ -90,7 +90,10 @@ def write_image(stem: Path, image: MedicalImage) -> Path:
             Image.fromarray(np.ascontiguousarray(image.voxels.swapaxes(0, 1))).save(partial)
         return path
     if image.is_rgb:
-        raise InputError("a coloured film, for which there is no volume format that viewers read")
+        raise InputError(
+            "a coloured film, for which there is no volume format that viewers read",
+            remedy="Open it in OHIF, or save its frames as pictures",
+        )
     if not _orthogonal(image.grid.affine, tolerance=_STRAIGHT):
         raise InputError(
             "the slices are shifted against each other, as by a tilted gantry: as a volume, "

@@ -62,9 +62,9 @@ class SubmittedLabels:
         The file is the very one that came, unless its values change or it has to be put on the
         image's grid. With a modality, `modality` is its name, and `label_info` gets its labels in
         their order (`name`, `idx` the voxel value), and what the client had said of them; what it
-        had sent is `submitted_label_info` where values changed. The modality is `info["model"]`'s, or else the only one that has all the
-        names. Where several have them, or nothing is drawn, it is the one that the image is of, as
-        the model that reads it from the image found.
+        had sent is `submitted_label_info` where values changed. The modality is `info["model"]`'s,
+        or else the only one that has all the names. Where several have them, or nothing is drawn,
+        it is the one that the image is of, as the model that reads it from the image found.
 
         Raises:
             InputError: not a label map, not on the image's grid, values without a name, or names
