@@ -31,6 +31,10 @@ _NIFTI_2 = (
     "ITK, and so 3D Slicer, does not read NIfTI-2. The label map is NIfTI-2 as well and lies on "
     "the image in every program that reads it; for 3D Slicer, convert both to NIfTI-1"
 )
+_UNSAID = (
+    "its header says nothing of the patient (qform_code and sform_code are 0): as in ITK, and so "
+    "in 3D Slicer, the first axis runs to the left and the second to the back, which may be wrong"
+)
 _REFUSED = (
     "ITK, and so 3D Slicer, refuses its header, in which no affine has axes at right angles. The "
     "label map as NIfTI has the same header and lies on the image in every program that reads it"
@@ -53,8 +57,8 @@ def affine_of(header: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float64],
         shape: 2 or 3 extents.
 
     Returns:
-        The affine, and what to tell people about it: that ITK does not read such a file. Where ITK
-        refuses what the header says, the affine is nibabel's.
+        The affine, and what to tell people about it: that the header leaves it open, or that ITK
+        does not read such a file. Where ITK refuses what the header says, it is nibabel's affine.
 
     Raises:
         InputError: SimpleITK is not installed, and the header's fields do not agree.
@@ -71,7 +75,9 @@ def affine_of(header: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float64],
     for kind in dict.fromkeys((own, nib.Nifti1Header)):
         affine = _by_itk(_bare(header, kind, shape), sitk)
         if affine is not None:
-            return affine, None if kind is own else _NIFTI_2
+            if kind is not own:
+                return affine, _NIFTI_2
+            return affine, None if header["qform_code"] > 0 or header["sform_code"] > 0 else _UNSAID
     return _by_nibabel(header), _REFUSED
 
 
