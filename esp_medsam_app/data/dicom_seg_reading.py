@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from esp_medsam_app.data.dicom_pixels import functional_group
+from esp_medsam_app.data.dicom_syntaxes import is_encapsulated
 from esp_medsam_app.data.image import LPS, Grid
 from esp_medsam_app.errors import InputError
 
@@ -163,9 +164,8 @@ def _labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:
 def _pixels(dataset: Dataset) -> NDArray[np.integer]:
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     claimed = math.ceil(count * rows * columns * int(dataset.get("BitsAllocated", 1)) / 8)
-    if (syntax is None or not syntax.is_compressed) and len(dataset.PixelData) < claimed:
+    if not is_encapsulated(dataset) and len(dataset.PixelData) < claimed:
         raise InputError("the segmentation's pixels are truncated", remedy="Export it again")
     return np.asarray(dataset.pixel_array).reshape(count, rows, columns)
 

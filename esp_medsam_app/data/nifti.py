@@ -8,13 +8,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from isal import igzip
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from esp_medsam_app.data.formats import LARGEST_RATIO
+from esp_medsam_app.data.gzip_stream import GzipStream, begins_as_gzip
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.nifti_grid import affine_of
 from esp_medsam_app.errors import InputError
 
 # ISA-L's level; higher ones make label maps no smaller.
@@ -24,34 +28,45 @@ COMPRESSION = 1
 def read_nifti(path: Path) -> MedicalImage:
     """Read a NIfTI file with 2 or 3 dimensions; trailing dimensions of one are dropped.
 
-    Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type.
+    Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type. Whether the file
+    is compressed is told by its first bytes, not by its name. The image lies where ITK puts it.
 
     Raises:
         InputError: not NIfTI, truncated, 4D or of a type that is no grey value or colour.
     """
     damaged = "Export or copy it again"
+    compressed = begins_as_gzip(path)
     try:
-        image: Any = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image):
-            raise InputError("not a single-file NIfTI image", path=path, remedy=damaged)
-        _check_size(image, path)
-        grid, colour = _grid(image, path)
-        voxels = _voxels(image, path)
+        with GzipStream(path) if compressed else path.open("rb") as file:
+            header = _header(file, path)
+            _check_size(header, path, compressed)
+            shape, colour = _kind(header, path)
+            voxels = _voxels(file, header)
+            if isinstance(file, GzipStream):
+                file.finish()
+        affine, warning = affine_of(header, shape)
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
-        raise InputError(f"not a NIfTI image ({_first_line(error)})", path=path) from error
-    except (InputError, PermissionError, MemoryError):
+        raise InputError(
+            f"not a NIfTI image ({_first_line(error)})", path=path, remedy=damaged
+        ) from error
+    except (PermissionError, MemoryError):
         raise
+    except InputError as error:
+        raise InputError(error.problem, path=path, remedy=error.remedy) from error
     except Exception as error:  # what parsers raise on damaged bytes is past counting
         raise InputError(
             f"the file is truncated or damaged ({_first_line(error)})", path=path, remedy=damaged
         ) from error
+    grid = Grid(shape, affine, nifti_header=header)
+    warnings = (warning,) if warning else ()
     if colour:
         voxels = np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1)
-        return MedicalImage(voxels.reshape(*grid.shape, 3), grid, path)
-    voxels = voxels.reshape(grid.shape)
+        return MedicalImage(voxels.reshape(*shape, 3), grid, path, warnings=warnings)
+    voxels = voxels.reshape(shape)
     if voxels.dtype.kind == "f":
         voxels = voxels.astype(np.float32, copy=False)
-    return MedicalImage(voxels.astype(voxels.dtype.newbyteorder("="), copy=False), grid, path)
+    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    return MedicalImage(voxels, grid, path, warnings=warnings)
 
 
 def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
@@ -60,7 +75,7 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    if not _is_compressed(path):
+    if not path.name.lower().endswith(".gz"):
         nib.save(image, path)
         return
     with (
@@ -70,23 +85,32 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
         image.to_file_map({"image": FileHolder(fileobj=compressed)})
 
 
-def _voxels(image: Any, path: Path) -> NDArray[Any]:
-    if not _is_compressed(path):
-        return np.asanyarray(image.dataobj)
-    with igzip.open(path) as file:
-        unpacked = type(image).from_file_map({"image": FileHolder(str(path), file)})
-        voxels = np.asanyarray(unpacked.dataobj)
-        # only at the end is the checksum compared
-        file.read(1)
-        return voxels
+def _header(file: Any, path: Path) -> Any:
+    """The header of a single file, NIfTI-1 or NIfTI-2 by its first number."""
+    size = file.read(4)
+    file.seek(0)
+    second = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")
+    kind = nib.Nifti2Header if size in second else nib.Nifti1Header
+    try:
+        header = kind.from_fileobj(file)
+    except WrapStructError as error:
+        raise HeaderDataError("it is shorter than a header") from error
+    if not bytes(header["magic"]).startswith(b"n+"):
+        raise InputError(
+            "not a single-file NIfTI image",
+            path=path,
+            remedy="Convert the pair of header and image to one .nii or .nii.gz file",
+        )
+    return header
 
 
-def _is_compressed(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
+def _voxels(file: Any, header: Any) -> NDArray[Any]:
+    return np.asanyarray(ArrayProxy(file, header))
 
 
-def _grid(image: Any, path: Path) -> tuple[Grid, bool]:
-    shape = tuple(int(extent) for extent in image.shape)
+def _kind(header: Any, path: Path) -> tuple[tuple[int, ...], bool]:
+    """The extents, and whether the voxels are colours."""
+    shape = tuple(int(extent) for extent in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
@@ -95,27 +119,26 @@ def _grid(image: Any, path: Path) -> tuple[Grid, bool]:
             path=path,
             remedy="Split it, for example into one file a time point",
         )
-    dtype = image.get_data_dtype()
+    dtype = header.get_data_dtype()
     colour = dtype.names is not None
     if (colour and dtype.names[:3] != ("R", "G", "B")) or dtype.kind == "c":
-        raise InputError(f"voxels of type {dtype} are neither grey values nor colours", path=path)
-    grid = Grid(
-        shape=shape,
-        affine=np.asarray(image.affine, np.float64),
-        has_patient_space=True,
-        nifti_header=image.header.copy(),
-    )
-    return grid, colour
+        raise InputError(
+            f"voxels of type {dtype} are neither grey values nor colours",
+            path=path,
+            remedy="Save it with real numbers or RGB colours, such as the magnitude",
+        )
+    return shape, colour
 
 
-def _check_size(image: Any, path: Path) -> None:
+def _check_size(header: Any, path: Path, compressed: bool) -> None:
     """Refuse before memory is taken for voxels that the file cannot hold."""
-    claimed = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+    shape = header.get_data_shape()
+    claimed = int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
     on_disk = path.stat().st_size
-    if claimed > on_disk * (LARGEST_RATIO if _is_compressed(path) else 1):
+    if claimed > on_disk * (LARGEST_RATIO if compressed else 1):
         raise InputError(
             f"the file is truncated or damaged: {on_disk} bytes cannot hold an image of "
-            f"{' x '.join(map(str, image.shape))} voxels",
+            f"{' x '.join(map(str, shape))} voxels",
             path=path,
             remedy="Export or copy it again",
         )

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError
 
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.tiff import TiffLayout, layout_of, read_deep
+from esp_medsam_app.data.turns import TAG, UPRIGHT, Turn, after, flipped_by_itk, turn_of
 from esp_medsam_app.errors import InputError
 
 # What a phone's JPEG (MPO) holds behind the picture are previews, no pages.
 _PAGED = {"TIFF", "GIF"}
+# How TIFF and BigTIFF begin, in either byte order.
+_TIFF = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 _GREY = {"L", "I", "F", "I;16", "I;16B", "I;16L"}
 
 
 def read_picture(path: Path, *, indices: bool = False) -> MedicalImage:
     """Read a picture as grey `[x, y]` or RGB `[x, y, 3]`; several pages as a volume `[x, y, page]`.
 
-    A camera's orientation tag is applied. Transparent parts are shown on black, as no colour is
-    known there.
+    Voxels lie as ITK loads them; the grid says how a camera's orientation tag turns them upright.
+    Transparent parts are shown on black, as no colour is known there.
 
     Args:
         path: the file.
@@ -32,29 +37,70 @@ def read_picture(path: Path, *, indices: bool = False) -> MedicalImage:
     """
     damaged = "Export or copy it again"
     try:
-        with Image.open(path) as picture:
-            count = getattr(picture, "n_frames", 1) if picture.format in _PAGED else 1
-            pages = [_page(picture, index, indices) for index in range(count)]
+        pages, turn = _pages(path, indices)
     except UnidentifiedImageError as error:
         raise InputError("not a picture", path=path, remedy=damaged) from error
     except DecompressionBombError as error:
         raise InputError(str(error), path=path, remedy="Crop or downsample it") from error
     except (PermissionError, MemoryError):
         raise
+    except InputError as error:
+        raise InputError(error.problem, path=path, remedy=error.remedy) from error
     except Exception as error:  # what decoders raise on damaged bytes is past counting
         raise InputError(
             f"the picture is truncated or damaged ({error})", path=path, remedy=damaged
         ) from error
     voxels = pages[0] if len(pages) == 1 else _volume(pages, path)
     shape = voxels.shape[:2] if len(pages) == 1 else voxels.shape[:3]
-    grid = Grid(shape=shape, affine=np.eye(4), has_patient_space=False)
+    grid = Grid(shape=shape, affine=np.eye(4), has_patient_space=False, upright=turn)
     return MedicalImage(voxels, grid, path)
 
 
-def _page(picture: Image.Image, index: int, indices: bool) -> NDArray[np.generic]:
+def _pages(path: Path, indices: bool) -> tuple[list[NDArray[Any]], Turn]:
+    """The pages `[x, y(, 3)]` as ITK loads them, and how they are turned upright."""
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in _TIFF
+    layout = layout_of(path) if is_tiff else None
+    turn = _one_turn(layout) if layout else UPRIGHT
+    flips = flipped_by_itk(turn)
+    if layout and layout.deep:
+        pages = [_columns_first(flips.apply(page)) for page in read_deep(path, layout)]
+        return pages, after(flips, turn)
+    # of a name PIL maps a file to memory, and a turned TIFF with rows and columns confused
+    with path.open("rb") as file, Image.open(file) as picture:
+        if layout:
+            # PIL has turned them upright
+            pages = [
+                _columns_first(flips.apply(turn.undo(_page(picture, index, indices))))
+                for index in layout.pages
+            ]
+            return pages, after(flips, turn)
+        count = getattr(picture, "n_frames", 1) if picture.format in _PAGED else 1
+        # the tag of a TIFF whose structure is damaged is as doubtful as the rest
+        turn = turn if is_tiff else turn_of(picture.getexif().get(TAG))
+        return [_columns_first(_page(picture, index, indices)) for index in range(count)], turn
+
+
+def _one_turn(layout: TiffLayout) -> Turn:
+    if len(set(layout.turns)) > 1:
+        raise InputError(
+            f"its {len(layout.pages)} pages are turned differently by their orientation tags",
+            remedy="Save each page as a picture of its own",
+        )
+    return layout.turns[0]
+
+
+def _columns_first(page: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(np.swapaxes(page, 0, 1))
+
+
+def _page(picture: Image.Image, index: int, indices: bool) -> NDArray[Any]:
+    """`[rows, columns(, 3)]`, as PIL loads it: of TIFF upright, of others as stored."""
     if index:
         picture.seek(index)
-    page: Image.Image = ImageOps.exif_transpose(picture)
+    # only then has PIL turned a TIFF
+    picture.load()
+    page: Image.Image = picture
     if indices and page.mode == "P":
         array = np.asarray(page)
     elif page.mode in ("RGBA", "LA", "PA") or "transparency" in page.info:
@@ -71,10 +117,10 @@ def _page(picture: Image.Image, index: int, indices: bool) -> NDArray[np.generic
         array = np.asarray(page.convert("L"))
     else:
         array = np.asarray(page.convert("RGB"))
-    return np.ascontiguousarray(np.swapaxes(array, 0, 1))
+    return array
 
 
-def _volume(pages: list[NDArray[np.generic]], path: Path) -> NDArray[np.generic]:
+def _volume(pages: list[NDArray[Any]], path: Path) -> NDArray[Any]:
     if len({(page.shape, page.dtype) for page in pages}) > 1:
         raise InputError(
             f"{len(pages)} pages of different size or kind",

@@ -13,6 +13,7 @@ import numpy as np
 
 from esp_medsam_app.data.formats import DICOM, ITK, NIFTI, PICTURES, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.label_placing import placed
 from esp_medsam_app.data.nifti import read_nifti
 from esp_medsam_app.data.pictures import read_picture
 from esp_medsam_app.errors import InputError
@@ -35,8 +36,8 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
 
     Args:
         path: file or DICOM folder.
-        grid: of the image it belongs to, where known. Viewers store the label map of a picture as
-            a volume of one slice: here it takes the picture's shape again.
+        grid: of the image it belongs to, where known: the label map takes its shape where it lies
+            on it in one way only, as `placed` tells. It then has this very grid.
 
     Raises:
         InputError: as `read_image`, and for colours and values that are no labels.
@@ -62,16 +63,13 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
         raise InputError(
             f"labels between {low} and {high}; 0 to {_LARGEST_LABEL} can be read",
             path=image.path,
+            remedy="Save the label map with the labels' numbers",
         )
     own = image.grid
-    if (
-        grid is not None
-        and grid.shape != own.shape
-        and _without_single_slice(grid.shape) == _without_single_slice(own.shape)
-    ):
-        own = Grid(grid.shape, own.affine, own.has_patient_space)
+    if grid is not None:
+        voxels, own = placed(voxels, own, grid, may_be_cropped=suffix_of(path) == ".seg.nrrd")
     return MedicalImage(
-        voxels=voxels.astype(np.uint8 if high <= 255 else np.uint16).reshape(own.shape),
+        voxels=voxels.astype(np.uint8 if high <= 255 else np.uint16),
         grid=own,
         path=image.path,
         dicom_modality=image.dicom_modality,
@@ -90,10 +88,6 @@ def is_readable_name(path: str | Path) -> bool:
 
         return is_series_folder(path)
     return suffix_of(path) is not None or is_dicom_file(path)
-
-
-def _without_single_slice(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if shape[2:] == (1,) else shape
 
 
 def _checked(path: Path, *, as_labels: bool) -> MedicalImage:
@@ -180,7 +174,7 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
     """
     for folder in folders:
         if not folder.is_dir():
-            raise InputError("there is no such folder", path=folder)
+            raise InputError("there is no such folder", path=folder, remedy="Check the path")
     found = sorted(
         path
         for folder in folders
@@ -188,5 +182,9 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
         if path.is_file() and not path.name.startswith(".") and is_readable_name(path)
     )
     if not found:
-        raise InputError("no image in the folders", path=folders[0] if folders else None)
+        raise InputError(
+            "no image in the folders",
+            path=folders[0] if folders else None,
+            remedy="Give folders with NIfTI, NRRD, DICOM, PNG, JPEG or TIFF files",
+        )
     return found
