@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +16,66 @@ from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from esp_medsam_app.data.admission import Admission
 from esp_medsam_app.data.formats import LARGEST_RATIO
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.label_values import gathered, parts_along
 from esp_medsam_app.errors import InputError
 
 # ISA-L's level; higher ones make label maps no smaller.
 COMPRESSION = 1
+# Extensions lie before the voxels, and are read as a whole.
+_LARGEST_EXTENSIONS = 16 << 20
+# Where nibabel scales voxels, it computes in float64.
+_SCALING = 20
 
 
-def read_nifti(path: Path) -> MedicalImage:
+def read_nifti(path: Path, admission: Admission | None = None) -> MedicalImage:
     """Read a NIfTI file with 2 or 3 dimensions; trailing dimensions of one are dropped.
 
-    Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type.
+    Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type, and labels as
+    uint8 or uint16.
+
+    Args:
+        path: the file.
+        admission: what it may become; anything by default.
 
     Raises:
-        InputError: not NIfTI, truncated, 4D or of a type that is no grey value or colour.
+        InputError: not NIfTI, truncated, 4D, not admitted, or of a type that is no grey value or
+            colour.
     """
+    admission = admission or Admission()
+    with _explained(path):
+        image, grid, colour = _opened(path)
+        as_labels = admission.as_labels and not colour
+        admission.check(grid.shape, _bytes_a_voxel(image, as_labels), path)
+        voxels = _labels(image, grid, path) if as_labels else _voxels(image, path)
+    if as_labels:
+        return MedicalImage(voxels, grid, path)
+    if colour:
+        voxels = np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1)
+        return MedicalImage(voxels.reshape(*grid.shape, 3), grid, path)
+    voxels = voxels.reshape(grid.shape)
+    if voxels.dtype.kind == "f":
+        voxels = voxels.astype(np.float32, copy=False)
+    return MedicalImage(voxels.astype(voxels.dtype.newbyteorder("="), copy=False), grid, path)
+
+
+def read_nifti_grid(path: Path) -> Grid:
+    """Where the voxels of a NIfTI file lie, by its header.
+
+    Raises:
+        InputError: as `read_nifti`, but for the voxels.
+    """
+    with _explained(path):
+        return _opened(path)[1]
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     damaged = "Export or copy it again"
     try:
-        image: Any = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image):
-            raise InputError("not a single-file NIfTI image", path=path, remedy=damaged)
-        _check_size(image, path)
-        grid, colour = _grid(image, path)
-        voxels = _voxels(image, path)
+        yield
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"not a NIfTI image ({_first_line(error)})", path=path) from error
     except (InputError, PermissionError, MemoryError):
@@ -45,13 +84,19 @@ def read_nifti(path: Path) -> MedicalImage:
         raise InputError(
             f"the file is truncated or damaged ({_first_line(error)})", path=path, remedy=damaged
         ) from error
-    if colour:
-        voxels = np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1)
-        return MedicalImage(voxels.reshape(*grid.shape, 3), grid, path)
-    voxels = voxels.reshape(grid.shape)
-    if voxels.dtype.kind == "f":
-        voxels = voxels.astype(np.float32, copy=False)
-    return MedicalImage(voxels.astype(voxels.dtype.newbyteorder("="), copy=False), grid, path)
+
+
+def _opened(path: Path) -> tuple[Any, Grid, bool]:
+    """The image, whose voxels are not read yet, its grid, and whether the voxels are colours."""
+    _check_begin(path)
+    image: Any = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(
+            "not a single-file NIfTI image", path=path, remedy="Export or copy it again"
+        )
+    _check_size(image, path)
+    grid, colour = _grid(image, path)
+    return image, grid, colour
 
 
 def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
@@ -71,14 +116,63 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
 
 
 def _voxels(image: Any, path: Path) -> NDArray[Any]:
+    with _source(image, path) as voxels:
+        return np.asanyarray(voxels)
+
+
+def _labels(image: Any, grid: Grid, path: Path) -> NDArray[Any]:
+    """Whole numbers, gathered part by part: many programs write labels with 64 bits."""
+    before = (slice(None),) * (len(grid.shape) - 1)
+    after = (0,) * (len(image.shape) - len(grid.shape))
+    with _source(image, path) as voxels:
+        places = ((part, (*before, part, *after)) for part in parts_along(grid.shape))
+        parts = ((part, np.asanyarray(voxels[place])) for part, place in places)
+        return gathered(parts, grid.shape, path)
+
+
+@contextmanager
+def _source(image: Any, path: Path) -> Iterator[Any]:
+    """What gives the voxels, best in the order of the file."""
     if not _is_compressed(path):
-        return np.asanyarray(image.dataobj)
+        yield image.dataobj
+        return
     with igzip.open(path) as file:
         unpacked = type(image).from_file_map({"image": FileHolder(str(path), file)})
-        voxels = np.asanyarray(unpacked.dataobj)
+        yield unpacked.dataobj
         # only at the end is the checksum compared
         file.read(1)
-        return voxels
+
+
+def _bytes_a_voxel(image: Any, as_labels: bool) -> float:
+    """Memory that reading takes; the voxels themselves are there twice when they are handed on."""
+    if as_labels:
+        return 4
+    dtype = image.get_data_dtype()
+    if image.dataobj.slope != 1 or image.dataobj.inter != 0:
+        return float(dtype.itemsize + _SCALING)
+    return float(2 * dtype.itemsize)
+
+
+def _check_begin(path: Path) -> None:
+    """Refuse the header of a pair, and extensions that would fill the memory."""
+    with igzip.open(path) if _is_compressed(path) else path.open("rb") as file:
+        begin = file.read(348)
+    if begin[344:347] == b"ni1" or begin[4:7] == b"ni2":
+        raise InputError(
+            "its voxels lie in another file",
+            path=path,
+            remedy="Save it as one file (.nii or .nii.gz) that holds header and voxels",
+        )
+    for order in "<>":
+        for size, kind, place in ((348, "f", 108), (540, "q", 168)):
+            if len(begin) == 348 and struct.unpack_from(f"{order}i", begin)[0] == size:
+                (offset,) = struct.unpack_from(order + kind, begin, place)
+                if not offset <= _LARGEST_EXTENSIONS:
+                    raise InputError(
+                        f"its voxels begin at byte {offset:.0f}: the header is damaged",
+                        path=path,
+                        remedy="Export or copy it again",
+                    )
 
 
 def _is_compressed(path: Path) -> bool:
