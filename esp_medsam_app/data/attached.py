@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esp_medsam_app.data.formats import suffix_of
+from esp_medsam_app.data.nrrd_header import LONGEST_HEADER, nrrd_lines
 from esp_medsam_app.data.trust import files_are_own
 from esp_medsam_app.errors import InputError
 
 _NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
 _META = (".mha", ".mhd")
-# Slicer writes some hundred bytes for each segment.
-_LONGEST_HEADER = 4 << 20
 _MOST_FILES = 20_000
 _LOCAL = ("LOCAL", "Local", "local")
 _NUMBERED = re.compile(r"(?P<name>[^%]*%0?\d{0,2}d[^%]*?)((?:\s+-?\d{1,7}){3,4})")
@@ -95,17 +94,13 @@ def _named(path: Path) -> _Named | None:
     suffix = suffix_of(path)
     if suffix not in _NRRD and suffix not in _META:
         return None
+    if suffix in _NRRD:
+        return _named_by_nrrd(nrrd_lines(path), path)
     with path.open("rb") as file:
-        begin = file.read(_LONGEST_HEADER)
-    return _named_by_nrrd(begin, path) if suffix in _NRRD else _named_by_meta(begin, path)
+        return _named_by_meta(file.read(LONGEST_HEADER), path)
 
 
-def _named_by_nrrd(begin: bytes, path: Path) -> _Named | None:
-    header, blank, _ = begin.replace(b"\r\n", b"\n").partition(b"\n\n")
-    if not blank and len(begin) >= _LONGEST_HEADER:
-        raise InputError("its header does not end", path=path, remedy="Export it again")
-    # its parser ends a line at a carriage return as well
-    lines = header.replace(b"\r", b"\n").split(b"\n")
+def _named_by_nrrd(lines: list[bytes], path: Path) -> _Named | None:
     fields = [place for place, line in enumerate(lines) if _NRRD_FIELD.match(line)]
     if not fields:
         return None

@@ -8,6 +8,7 @@ import uuid
 from fastapi import HTTPException
 
 from esp_medsam_app.errors import (
+    BusyError,
     EspMedSamError,
     InputError,
     OutOfMemoryError,
@@ -23,6 +24,7 @@ _STATUS: dict[type[EspMedSamError], int] = {
     OutOfMemoryError: 503,
     WeightsError: 503,
     UnreachableError: 503,
+    BusyError: 503,
 }
 # Seconds after which the PACS may be back; its outages are seldom shorter.
 _ASK_AGAIN = {"Retry-After": "30"}
@@ -47,7 +49,7 @@ def as_http_error(error: Exception, source: ImageSource | None = None) -> HTTPEx
         detail = _explain(error, source)
         place = f" ({error.path})" if error.path is not None else ""
         logger.warning("Answered %d: %s%s", status, detail, place)
-        again = _ASK_AGAIN if isinstance(error, UnreachableError) else None
+        again = _ASK_AGAIN if isinstance(error, UnreachableError | BusyError) else None
         return HTTPException(status, detail, headers=again)
     number = uuid.uuid4().hex[:8]
     logger.error("Failed unexpectedly, error %s", number, exc_info=error)

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from esp_medsam_app.data.dicom import series_tags
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.names import label_map_suffix
-from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.inference import Segmenter
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.options import InferOptions
+from esp_medsam_app.server.reading import read_image
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
 logger = logging.getLogger(__name__)

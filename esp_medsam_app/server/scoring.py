@@ -16,9 +16,9 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from numpy.typing import NDArray
 
 from esp_medsam_app.data.image import Grid
-from esp_medsam_app.data.reading import read_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.metrics import mask_dice
+from esp_medsam_app.server.reading import read_label_map
 from esp_medsam_app.server.submitted_labels import BACKGROUND, simple_name, stored_names
 
 Masks = dict[str, NDArray[np.bool_]]

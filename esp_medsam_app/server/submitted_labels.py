@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from esp_medsam_app.data.alignment import check_alignment
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.names import label_map_suffix
-from esp_medsam_app.data.reading import read_image, read_label_map
+from esp_medsam_app.data.nrrd_header import nrrd_texts
 from esp_medsam_app.data.writing import writable_suffix, write_label_map
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.reading import read_grid, read_label_map
 
 BACKGROUND = "background"
 
@@ -250,7 +251,7 @@ def _as_it_came(
 
 def _grid_of(image: Path) -> Grid | None:
     try:
-        return read_image(image).grid
+        return read_grid(image)
     except InputError as error:
         # somebody could look at it all the same: what was drawn is not thrown away
         logger.warning("A label map is not compared with its image: %s", error)
@@ -326,16 +327,10 @@ def _header_names(label: Path) -> dict[int, str]:
     """What a segmentation file of Slicer itself says of its values; empty for other files."""
     if not label.name.lower().endswith(".seg.nrrd"):
         return {}
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(label))
-    reader.ReadImageInformation()
-    # SimpleITK gives what is no UTF-8 as halves of characters, and does not take them back
-    keys = [k for k in reader.GetMetaDataKeys() if re.fullmatch(r"Segment\d+_(LabelValue|Name)", k)]
     told = {
-        key: reader.GetMetaData(key).encode(errors="surrogateescape").decode(errors="replace")
-        for key in keys
+        key: text
+        for key, text in nrrd_texts(label).items()
+        if re.fullmatch(r"Segment\d+_(LabelValue|Name)", key)
     }
     named = [
         (value, told[name])

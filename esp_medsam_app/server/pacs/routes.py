@@ -21,12 +21,12 @@ from monailabel.utils.others.generic import remove_file
 from starlette.routing import Match
 
 from esp_medsam_app.data.names import label_map_suffix
-from esp_medsam_app.data.reading import read_label_map
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
+from esp_medsam_app.server.reading import read_label_map
 
 _MARK = "esp_medsam_dicom_seg"
 _OUTPUT = "dicom_seg"
