@@ -79,6 +79,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
+        if "alloc" in reason:
+            raise MemoryError from error
         raise InputError(
             f"the file is truncated, damaged or not what its name says ({reason})",
             path=path,

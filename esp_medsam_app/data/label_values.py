@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,3 +80,28 @@ def _check(part: NDArray[Any], path: Path | None) -> None:
         raise InputError(
             f"labels between {low} and {high}; 0 to {_LARGEST_LABEL} can be read", path=path
         )
+
+
+def values_in(labels: NDArray[np.integer]) -> list[int]:
+    """The labels in use, background (0) too, in order; `np.unique` would sort every voxel.
+
+    Args:
+        labels: of any integer type; uint8 and uint16 are fast.
+    """
+    if labels.dtype not in (np.uint8, np.uint16):
+        return [int(value) for value in np.unique(labels)]
+    flat = labels.ravel(order="K")
+    counts = np.zeros(np.iinfo(labels.dtype).max + 1, np.int64)
+    for start in range(0, flat.size, CHUNK):
+        counts += np.bincount(flat[start : start + CHUNK], minlength=counts.size)
+    return [int(value) for value in np.flatnonzero(counts)]
+
+
+def looked_up(table: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[Any]:
+    """`table[labels]`, part by part: numpy makes indices of 64 bits of all labels at once."""
+    order: Literal["C", "F"] = "F" if labels.flags.f_contiguous else "C"
+    flat = labels.ravel(order=order)
+    result = np.empty(flat.size, table.dtype)
+    for start in range(0, flat.size, CHUNK):
+        result[start : start + CHUNK] = table[flat[start : start + CHUNK]]
+    return result.reshape(labels.shape, order=order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,8 @@ def _explained(path: Path) -> Iterator[None]:
     except (InputError, PermissionError, MemoryError):
         raise
     except Exception as error:  # what parsers raise on damaged bytes is past counting
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError from error
         raise InputError(
             f"the file is truncated or damaged ({_first_line(error)})", path=path, remedy=damaged
         ) from error
