@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from esp_medsam_app.data.wire import KEPT, RETIRES, Request, send_error, send_failure, send_result
-from esp_medsam_app.errors import EspMedSamError
+from esp_medsam_app.errors import EspMedSamError, InputError
 
 # Beside what a file may take: code that decoders load, and what allocators keep.
 _SLACK = 192 << 20
@@ -59,9 +59,10 @@ def _functions() -> dict[str, Callable[..., Any]]:
     # all of it, before the first request
     import esp_medsam_app.data.dicom
     import esp_medsam_app.data.itk  # noqa: F401
-    from esp_medsam_app.data import reading
+    from esp_medsam_app.data.archives import unpack
+    from esp_medsam_app.data.reading import read_grid, read_image, read_label_map
 
-    return {name: getattr(reading, name) for name in ("read_grid", "read_image", "read_label_map")}
+    return {f.__name__: f for f in (read_grid, read_image, read_label_map, unpack)}
 
 
 def _answer(request: Request, functions: dict[str, Callable[..., Any]], answers: BinaryIO) -> None:
@@ -80,8 +81,9 @@ def _answer(request: Request, functions: dict[str, Callable[..., Any]], answers:
     except MemoryError:
         send_error(
             answers,
-            EspMedSamError(
+            InputError(
                 "needs more memory than a file of its size may take",
+                path=request.arguments[0],
                 remedy="Crop or downsample it, or save it with fewer bits a voxel",
             ),
         )

@@ -83,7 +83,12 @@ def send_result(answers: BinaryIO, result: Any) -> None:
 def send_error(answers: BinaryIO, error: EspMedSamError) -> None:
     """Send what is wrong with a file."""
     path = None if error.path is None else str(error.path)
-    told = {"problem": error.problem, "path": path, "remedy": error.remedy}
+    told = {
+        "problem": error.problem,
+        "path": path,
+        "remedy": error.remedy,
+        "of_file": isinstance(error, InputError),
+    }
     _send_text(answers, _ERROR, json.dumps(told))
 
 
@@ -99,16 +104,15 @@ def _send_text(answers: BinaryIO, kind: bytes, text: str) -> None:
     answers.flush()
 
 
-def receive(read_into: Callable[[memoryview], None], path: Any, most: int | None) -> Any:
+def receive(read_into: Callable[[memoryview], None], most: int | None) -> Any:
     """What a reader answers.
 
     Args:
         read_into: fills a buffer with what comes next, or raises.
-        path: of the file, for errors that name none.
         most: bytes that its arrays may have.
 
     Raises:
-        InputError: the file cannot be used.
+        EspMedSamError: the file cannot be used.
         ReaderFailedError: the reader has a defect, or its answer is none.
     """
     kind, size, count = _HEAD.unpack(_bytes(read_into, _HEAD.size))
@@ -120,9 +124,10 @@ def receive(read_into: Callable[[memoryview], None], path: Any, most: int | None
             told = json.loads(content)
             problem, remedy = str(told["problem"]), str(told["remedy"])
             its_path = told["path"]
+            known = InputError if told["of_file"] else EspMedSamError
         except (ValueError, KeyError, TypeError) as error:
             raise ReaderFailedError("the answer of a reader is none") from error
-        raise InputError(problem, path=str(its_path) if its_path else path, remedy=remedy)
+        raise known(problem, path=str(its_path) if its_path else None, remedy=remedy)
     if kind != _RESULT:
         raise ReaderFailedError(content.decode(errors="replace"))
     buffers = []

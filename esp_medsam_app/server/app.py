@@ -43,6 +43,7 @@ from esp_medsam_app.server.pacs.pointers import grid_of
 from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
 from esp_medsam_app.server.pacs.series_cache import GIGABYTE
 from esp_medsam_app.server.plain_server import unblock
+from esp_medsam_app.server.reading import readers
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
@@ -200,6 +201,7 @@ class EspMedSamApp(MONAILabelApp):
         unblock(endpoints)
         if isinstance(datastore := self.datastore(), PacsDatastore):
             datastore.start()
+        readers().warm()
         super().on_init_complete()
         if AppConf.parse(self.conf).background_scores:
             self.active_learning.background.start()

@@ -38,6 +38,10 @@ holds a later one, and none is held while an answer is sent:
 5. `Segmenter._turn`: one pass on the device, a batch of tiles;
 6. counters (`Metrics`, `DeviceLoads`, `BackgroundScores`): for a few instructions.
 
+**Deadlines.** Files are read by processes of their own (`reading`), which are ended when they take
+longer or more memory than a file of that size may. `/readyz` says 503 where all places of a lane
+are taken and none is given back for longer than its work takes.
+
 **Processes.** Trainings, batches and scorings are processes that MONAI Label starts. They end with
 this one, however it ends, and have their temporary files in its folder. Labels and versions are
 shared through files whose changes are atomic; see `datastore_file` and `versions`. Several uvicorn

@@ -22,13 +22,14 @@ from monailabel.datastore.local import (
     LocalDatastoreModel,
 )
 
+from esp_medsam_app.data.attached import check_attached
 from esp_medsam_app.data.formats import is_dicom_file, suffix_of
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.server.datastore_file import Change, DatastoreFile
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.sources import ImageSource
 
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 HISTORY = "label_versions"
 # marks a label as the model's own, which can be computed again
 PREDICTED = "predicted"
@@ -165,6 +166,7 @@ class SafeDatastore(LocalDatastore):
         """
         with _told():
             source = Path(image_filename)
+            check_attached(source)
             stem, suffix = self._image_suffix(source)
             image_id = checked_name(image_id or stem)
             info = _plain(image_info)

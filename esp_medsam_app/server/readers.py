@@ -18,7 +18,7 @@ from typing import Any
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.wire import RETIRES, ReaderFailedError, Request, receive
-from esp_medsam_app.errors import BusyError, InputError
+from esp_medsam_app.errors import BusyError, EspMedSamError, InputError
 
 _COMMAND = (sys.executable, "-m", "esp_medsam_app.data.reading_process")
 # Nothing else of the server's environment: tokens and passwords are in it.
@@ -97,7 +97,7 @@ class Readers:
         try:
             request = Request(function, (path, *arguments), memory, seconds)
             result, keep = reader.read(request, path)
-        except InputError:
+        except EspMedSamError:
             keep = reader.is_ready
             raise
         finally:
@@ -181,7 +181,7 @@ class _Reader:
         self.is_ready = False
         self._deadline = time.monotonic() + request.seconds
         try:
-            result = self._result(request, path)
+            result = self._result(request)
             self._deadline = time.monotonic() + _ANSWERED_SECONDS
             return result, self._is_kept()
         except TimeoutError:
@@ -211,12 +211,12 @@ class _Reader:
             if stream is not None:
                 stream.close()
 
-    def _result(self, request: Request, path: Path) -> Any:
+    def _result(self, request: Request) -> Any:
         assert self._process.stdin is not None
         self._process.stdin.write(pickle.dumps(request))
         try:
-            return receive(self._read_into, path, request.memory)
-        except InputError:
+            return receive(self._read_into, request.memory)
+        except EspMedSamError:
             self._deadline = time.monotonic() + _ANSWERED_SECONDS
             self.is_ready = self._is_kept()
             raise

@@ -1,4 +1,4 @@
-"""Reading images and label maps where it can be ended: in processes of their own.
+"""Reading images, label maps and archives where it can be ended: in processes of their own.
 
 The functions are those of `data.reading`, for files that may come from outside. A file that takes
 longer or more memory than its size allows is refused; the server goes on.
@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from esp_medsam_app.data import reading
-from esp_medsam_app.data.admission import Admission
+from esp_medsam_app.data import archives, reading
+from esp_medsam_app.data.admission import LEAST, Admission
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.server.readers import Readers
 
@@ -69,6 +69,19 @@ def read_grid(path: str | Path) -> Grid:
         return reading.read_grid(path)
     limit = Admission.of_image(path).limit if path.exists() else 0
     return cast(Grid, readers().read("read_grid", path, memory=limit, seconds=_time(path)))
+
+
+def unpack(archive: Path, folder: Path) -> int:
+    """As `data.archives.unpack`.
+
+    Raises:
+        InputError: as there; or it takes too long.
+        BusyError: all readers are busy.
+    """
+    if not _apart():
+        return archives.unpack(archive, folder)
+    count = readers().read("unpack", archive, folder, memory=LEAST, seconds=_time(archive))
+    return cast(int, count)
 
 
 def readers() -> Readers:

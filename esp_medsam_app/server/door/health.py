@@ -20,7 +20,7 @@ class Health:
 
     Args:
         app: gets all other requests.
-        lanes: that must have room.
+        lanes: that must have room, and move.
         metrics: to be shown.
         check: raises for whom the metrics are not.
         min_free_mb: of each disk that is written to.
@@ -66,6 +66,11 @@ class Health:
     def _missing(self) -> list[str]:
         missing = [] if self.is_ready else ["the server is starting or stopping"]
         missing += [f"the queue of {lane.name} is full" for lane in self._lanes if lane.is_full]
+        missing += [
+            f"all places of {lane.name} are taken, and nothing moves for {lane.patience:.0f} s"
+            for lane in self._lanes
+            if lane.is_stuck
+        ]
         for folder in [Path(tempfile.gettempdir()), *self._written()]:
             try:
                 if shutil.disk_usage(folder).free < self._least_free:

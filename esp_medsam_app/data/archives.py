@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -9,11 +11,32 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from esp_medsam_app.errors import InputError
+from esp_medsam_app.errors import EspMedSamError, InputError
 
 MOST_FILES = 20_000
 MOST_BYTES = 8 << 30
 _BLOCK = 1 << 20
+# File systems take 255 bytes a name; whole paths have to leave room for where they are unpacked.
+_LONGEST_NAME = 255
+_LONGEST_PATH = 1024
+# What a TAR archive says of a member beside its name.
+_LONGEST_NOTE = 1 << 20
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose notes are short: tarfile reads them as a whole, whatever their length."""
+
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._check_note()
+        return super()._proc_gnulong(archive)  # type: ignore[misc]
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._check_note()
+        return super()._proc_pax(archive)  # type: ignore[misc]
+
+    def _check_note(self) -> None:
+        if self.size > _LONGEST_NOTE:
+            raise InputError("the archive says too much of one of its files")
 
 
 def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
@@ -42,10 +65,15 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
                 left -= _copy(content, file, left)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
         raise InputError(f"the archive is damaged ({error})") from error
-    except (RuntimeError, ValueError, zlib.error) as error:
+    except (RuntimeError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"the archive cannot be read ({error})") from error
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError("the archive has a file and a folder of one name") from error
+    except OSError as error:
+        raise EspMedSamError(
+            f"the archive cannot be unpacked ({error.strerror or error})",
+            remedy="The server's disk may be full",
+        ) from error
     if not count:
         raise InputError("there is no file in the archive")
     return count
@@ -60,19 +88,27 @@ def _files(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 if not entry.is_dir() and not is_link:
                     yield entry.filename, packed.open(entry)
         return
-    if not tarfile.is_tarfile(archive):
-        raise InputError("not an archive: ZIP and TAR can be unpacked")
-    with tarfile.open(archive) as bundled:
+    with _opened(archive) as bundled:
         for member in bundled:
             content = bundled.extractfile(member) if member.isreg() else None
             if content is not None:
                 yield member.name, content
 
 
+def _opened(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, tarinfo=_Member)
+    except tarfile.TarError as error:
+        raise InputError("not an archive: ZIP and TAR can be unpacked") from error
+
+
 def _inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise InputError(f"the archive has a file that would lie elsewhere: {name!r}")
+    lengths = [len(os.fsencode(part)) for part in parts]
+    if max(lengths) > _LONGEST_NAME or sum(lengths) + len(parts) > _LONGEST_PATH:
+        raise InputError(f"the archive has a file whose name is too long: {name[:40]!r}...")
     target = folder.joinpath(*parts)
     if not target.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"the archive has a file that would lie elsewhere: {name!r}")
