@@ -88,7 +88,8 @@ def _grid_of(shape: tuple[int, ...]) -> Grid:
 
 
 def _orientation(picture: Image.Image) -> int:
-    return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    # PNG's own method decodes the picture before
+    return int(Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1))
 
 
 def _bytes_a_pixel(picture: Image.Image, count: int) -> float:
