@@ -61,7 +61,7 @@ def infer_dicom_seg(
     """Segment an image of the PACS; the answer is a DICOM segmentation of it."""
     try:
         given = json.loads(params or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HTTPException(422, f"params: no JSON ({error})") from error
     if not isinstance(given, dict):
         raise HTTPException(422, "params: a mapping of names to values is needed")
