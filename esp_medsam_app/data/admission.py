@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esp_medsam_app.data.alignment import check_shape, without_single_slice
+from esp_medsam_app.data.alignment import check_shape
 from esp_medsam_app.data.trust import files_are_own
 from esp_medsam_app.errors import InputError
 
@@ -54,7 +54,9 @@ class Admission:
         return cls(limit, True, shape if limit is not None else None)
 
     def check(self, shape: Sequence[int], bytes_a_voxel: float, path: Path) -> None:
-        """Refuse what is too large, or no label map of its image.
+        """Refuse what is too large, or has more voxels than the image that it is a label map of.
+
+        Where its shape is another one of fewer voxels, who reads it tells how they differ.
 
         Args:
             shape: of the grid that the header describes.
@@ -64,9 +66,7 @@ class Admission:
         Raises:
             InputError: says what the file would take, or how the shapes differ.
         """
-        if self.shape is not None and without_single_slice(shape) != without_single_slice(
-            self.shape
-        ):
+        if self.shape is not None and math.prod(shape) > math.prod(self.shape):
             check_shape(shape, self.shape, path=path)
         needed = math.prod(shape) * bytes_a_voxel
         if self.limit is not None and needed > self.limit:
