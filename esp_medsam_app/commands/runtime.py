@@ -55,7 +55,11 @@ ProfileOption = Annotated[
 ]
 AnyImageOption = Annotated[
     bool,
-    typer.Option("--any-image", help="Also what looks like an image of another modality."),
+    typer.Option(
+        "--any-image",
+        help="Also what looks like an image of another modality, or "
+        "like a CT that is not in Hounsfield units.",
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; auto prefers a GPU.")
@@ -195,6 +199,10 @@ class Screen:
     def complain(self, text: str) -> None:
         """A red line on standard error, even if a library's reason in it has several."""
         self._err.print(" ".join(text.splitlines()), style="red", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A yellow line on standard error."""
+        self._err.print(" ".join(text.splitlines()), style="yellow", soft_wrap=True)
 
     def trace(self) -> None:
         """The current exception's traceback, on standard error."""

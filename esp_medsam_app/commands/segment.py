@@ -169,6 +169,8 @@ def segment_all(
             progress.reset(slices)
             try:
                 screen.say(_run(job, image, segmenter, modality, options, inputs, on_slice))
+                for warning in image.image.warnings if image.image else ():
+                    screen.warn(f"{job.source}: {warning}")
             except EspMedSamError as error:
                 failed += 1
                 screen.complain(_with_source(error, job.source))
@@ -292,6 +294,7 @@ def _run(
 ) -> str:
     """Segment one input and write its files; the line that tells about it."""
     from esp_medsam_app.data.names import label_map_suffix
+    from esp_medsam_app.inference.hounsfield import check_units
     from esp_medsam_app.inference.overlay import save_overlay
 
     if read.error is not None:
@@ -317,6 +320,8 @@ def _run(
         reading = segmenter.read_modality(image)
         modality = segmenter.bundle.modality(reading.decided(image, "Give --modality"))
         chosen = f"{modality.name} ({reading.confidence:.0%} by {reading.source}): "
+    if not options.any_image:
+        check_units(image, modality, "Or give --any-image: it is then segmented as it is")
     labels = segmenter.segment(image, modality.name, on_slice=on_slice)
     runtime.save_label_map(target, labels, image.grid)
     if options.overlay:

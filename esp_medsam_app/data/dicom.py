@@ -13,7 +13,9 @@ from pydicom.dataset import Dataset
 
 from esp_medsam_app.data.admission import Admission
 from esp_medsam_app.data.dicom_bytes import read_dataset
-from esp_medsam_app.data.dicom_geometry import Frame, picture_grid, volume_grid
+from esp_medsam_app.data.dicom_films import film_of
+from esp_medsam_app.data.dicom_geometry import Frame, volume_grid
+from esp_medsam_app.data.dicom_instances import without_captures, without_copies
 from esp_medsam_app.data.dicom_pixels import bytes_a_pixel, frames_of, stacked
 from esp_medsam_app.data.formats import DICOM, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import Grid, MedicalImage
@@ -48,11 +50,13 @@ class Planes(NamedTuple):
         headers: of its instances, without pixels.
         order: of the frames, counted through all instances, along the grid's last index.
         grid: of the image.
+        warnings: what a person should know of what was read.
     """
 
     headers: list[Dataset]
     order: list[int]
     grid: Grid
+    warnings: tuple[str, ...] = ()
 
 
 def is_series_folder(path: Path) -> bool:
@@ -90,7 +94,7 @@ def read_dicom(path: Path, admission: Admission | None = None) -> MedicalImage:
             that are missing, doubled or of different size, or pixel data that cannot be decoded.
     """
     with _explained(path):
-        return _read_instances(_images_of(path), path, admission or Admission())
+        return _read_instances(*_images_of(path), path, admission or Admission())
 
 
 def read_planes(path: Path) -> Planes:
@@ -100,7 +104,7 @@ def read_planes(path: Path) -> Planes:
         InputError: as `read_dicom`, but for the pixels.
     """
     with _explained(path):
-        return _planes(_images_of(path), path)
+        return _planes(*_images_of(path), path)
 
 
 @contextmanager
@@ -117,10 +121,10 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _images_of(path: Path) -> list[Dataset]:
-    """Headers of the one series of images."""
+def _images_of(path: Path) -> tuple[list[Dataset], tuple[str, ...]]:
+    """Headers of the one series of images, and what to tell of it."""
     if path.is_file():
-        return [read_header(path)]
+        return [read_header(path)], ()
     headers = [read_header(file) for file in _dicom_files(path)]
     images = [header for header in headers if is_image(header)]
     if not images:
@@ -130,7 +134,8 @@ def _images_of(path: Path) -> list[Dataset]:
             path=path,
             remedy="Give the folder of one series of images",
         )
-    return _one_series(images, path)
+    instances = without_captures(without_copies(_one_series(images, path)))
+    return instances.images, instances.warnings
 
 
 def _dicom_files(folder: Path) -> list[Path]:
@@ -221,9 +226,11 @@ def _one_series(datasets: Sequence[Dataset], path: Path) -> list[Dataset]:
     return list(datasets)
 
 
-def _read_instances(headers: Sequence[Dataset], path: Path, admission: Admission) -> MedicalImage:
-    planes = _planes(headers, path)
-    admission.check(planes.grid.shape, bytes_a_pixel(headers), path)
+def _read_instances(
+    headers: Sequence[Dataset], warnings: tuple[str, ...], path: Path, admission: Admission
+) -> MedicalImage:
+    planes = _planes(headers, warnings, path)
+    admission.check(planes.grid.shape, bytes_a_pixel(headers, path), path)
     pixels: list[NDArray[Any]] = []
     for header in headers:
         source = Path(header.filename)
@@ -235,10 +242,10 @@ def _read_instances(headers: Sequence[Dataset], path: Path, admission: Admission
             remedy="Take other images out of the folder",
         )
     voxels = stacked([pixels[index] for index in planes.order], flat=len(planes.grid.shape) == 2)
-    return MedicalImage(voxels, planes.grid, path, *_tags(headers[0]))
+    return MedicalImage(voxels, planes.grid, path, *_tags(headers[0]), planes.warnings)
 
 
-def _planes(headers: Sequence[Dataset], path: Path) -> Planes:
+def _planes(headers: Sequence[Dataset], warnings: tuple[str, ...], path: Path) -> Planes:
     """Where the frames lie: clear, or refused, before pixels take time and memory."""
     modality = _modality(headers[0])
     if not is_image(headers[0]):
@@ -268,8 +275,10 @@ def _planes(headers: Sequence[Dataset], path: Path) -> Planes:
             remedy="Take localizers and other images out of the folder",
         )
     (size,) = sizes
-    if without:
-        order, grid = list(range(len(frames))), picture_grid(frames[0], len(frames), size)
+    if without or (len(frames) == 1 and not frames[0].has_spacing):
+        film = film_of(headers[0], frames, size)
+        order, grid = list(range(len(frames))), film.grid
+        warnings += film.warnings
     else:
         order, grid = volume_grid(frames, size, path)
-    return Planes(list(headers), order, grid)
+    return Planes(list(headers), order, grid, warnings)

@@ -35,6 +35,7 @@ class Frame:
         along_row: direction in which the column index rises.
         along_column: direction in which the row index rises.
         spacing: distance of rows and of columns.
+        has_spacing: whether it is known; else it is one.
         thickness: of the slice, or the distance to the next.
         path: the file.
         number: of the frame in a multi-frame image, from 1; 0 for a single image.
@@ -47,6 +48,7 @@ class Frame:
     thickness: float
     path: Path
     number: int = 0
+    has_spacing: bool = True
 
     @property
     def name(self) -> str:
@@ -86,12 +88,10 @@ class Frame:
         orientation = (turns or (single if places is None else dataset)).get(
             "ImageOrientationPatient"
         )
-        spacing = (
-            measures.get("PixelSpacing")
-            or dataset.get("ImagerPixelSpacing")
-            or dataset.get("NominalScannedPixelSpacing")
-            or (1, 1)
-        )
+        spacing = measures.get("PixelSpacing")
+        if not spacing and not position:
+            # on the detector, not in the patient
+            spacing = dataset.get("ImagerPixelSpacing") or dataset.get("NominalScannedPixelSpacing")
         thickness = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1
         rows = columns = None
         if orientation:
@@ -109,10 +109,11 @@ class Frame:
             position=np.array(position, float) if position else None,
             along_row=rows,
             along_column=columns,
-            spacing=(float(spacing[0]), float(spacing[1])),
+            spacing=(float(spacing[0]), float(spacing[1])) if spacing else (1.0, 1.0),
             thickness=abs(float(thickness)) or 1.0,
             path=path,
             number=index + 1 if count > 1 else 0,
+            has_spacing=bool(spacing),
         )
 
 
@@ -134,6 +135,14 @@ def volume_grid(
     """
     first = frames[0]
     normal = first.normal
+    blind = next((frame for frame in frames if not frame.has_spacing), None)
+    if blind is not None:
+        raise InputError(
+            f"its pixels have no size: {blind.name} has no PixelSpacing, so that nothing can be "
+            "placed in the patient",
+            path=path,
+            remedy="Export the series again from the scanner or the PACS, with PixelSpacing",
+        )
     for frame in frames:
         assert frame.along_row is not None
         assert first.along_row is not None

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 
 from esp_medsam_app.data.dicom import is_image
 from esp_medsam_app.data.dicom_geometry import PARALLEL, Frame, volume_grid
+from esp_medsam_app.data.dicom_instances import without_captures, without_copies
 from esp_medsam_app.errors import InputError
 
 # Attributes that tell phases, echoes and stacks of one series apart, the plainest first.
@@ -43,7 +44,7 @@ class SeriesParts:
 
     Attributes:
         parts: its images, in the order of the series' instance numbers.
-        aside: localizers beside a volume, and what is no image.
+        aside: localizers and secondary captures beside a volume, and what is no image.
     """
 
     parts: list[Part]
@@ -65,9 +66,9 @@ def parts_of(headers: Sequence[Dataset]) -> SeriesParts:
     Raises:
         InputError: an orientation that is none, or no image at all.
     """
-    unique = {str(header.get("SOPInstanceUID", id(header))): header for header in headers}
-    images = [header for header in unique.values() if is_image(header)]
-    aside = [header for header in unique.values() if not is_image(header)]
+    unique = without_copies(headers)
+    images, captures = without_captures([header for header in unique if is_image(header)])
+    aside = [header for header in unique if not is_image(header)] + captures
     if not images:
         raise InputError("the series holds no image", remedy="Choose the series of the images")
     volumes = [header for header in images if not _is_localizer(header)] or images

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.filewriter import dcmwrite
+from pydicom.dataset import Dataset
 from pydicom.pixel_data_handlers.util import (
     apply_color_lut,
     apply_modality_lut,
     convert_color_space,
 )
-from pydicom.uid import (
-    UID,
-    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-    MultiFrameTrueColorSecondaryCaptureImageStorage,
-    SecondaryCaptureImageStorage,
-    generate_uid,
-)
+from pydicom.uid import RLELossless
 
+from esp_medsam_app.data.dicom_jpeg import colours_told_by_the_stream
+from esp_medsam_app.data.dicom_syntaxes import decoded_by_itk, is_encapsulated, syntax_of
 from esp_medsam_app.errors import InputError
 
 # Values in a unit (HU, Bq/ml, counts) mean the same however they are displayed.
 _IN_UNITS = {"CT", "PT", "NM"}
 # Even an all black image does not shrink further; smaller claims do no harm.
 _LARGEST_RATIO, _LARGEST_IMAGE = 100_000, 2**30
-_PIXEL_DESCRIPTION = (
-    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames",
-    "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData", "PixelData",
-)  # fmt: skip
 
 
 def frames_of(dataset: Dataset, path: Path) -> list[NDArray[Any]]:
@@ -59,14 +44,7 @@ def frames_of(dataset: Dataset, path: Path) -> list[NDArray[Any]]:
         )
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     _check_size(dataset, count, path)
-    kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-    try:
-        array = np.asarray(dataset.pixel_array)
-        # decoding JPEG may turn the colours
-        kind = str(dataset.get("PhotometricInterpretation", kind))
-    except Exception as error:  # decoders raise what they like
-        array = _decoded_by_itk(dataset, count, path, error)
-        kind = kind if array.ndim == 3 else "RGB"
+    array, kind = _decoded(dataset, path)
     colour = kind == "RGB" or int(dataset.get("SamplesPerPixel", 1)) > 1
     frames = list(array.reshape(-1, *array.shape[-3 if colour else -2 :]))
     if len(frames) != count:
@@ -80,10 +58,25 @@ def frames_of(dataset: Dataset, path: Path) -> list[NDArray[Any]]:
     frames = [_stored(frame, dataset) for frame in frames]
     if kind == "PALETTE COLOR":
         return [_palette(frame, dataset) for frame in frames]
-    return [_grey(frame, dataset, index, kind) for index, frame in enumerate(frames)]
+    return [_grey(frame, dataset, index, kind, path) for index, frame in enumerate(frames)]
 
 
-def bytes_a_pixel(headers: Sequence[Dataset]) -> float:
+def _decoded(dataset: Dataset, path: Path) -> tuple[NDArray[Any], str]:
+    """Stored values, and what the photometric interpretation is after decoding."""
+    kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    try:
+        colours = colours_told_by_the_stream(dataset)
+        if colours is not None:
+            return colours, "RGB"
+        array = np.asarray(dataset.pixel_array)
+        # decoding JPEG may turn the colours
+        return array, str(dataset.get("PhotometricInterpretation", kind))
+    except Exception as error:  # decoders raise what they like
+        array = decoded_by_itk(dataset, path, error)
+        return array, kind if array.ndim == 3 else "RGB"
+
+
+def bytes_a_pixel(headers: Sequence[Dataset], path: Path) -> float:
     """Memory that reading takes for each pixel of a series.
 
     The stored values, those without unused bits, the rescaled ones and the volume; of a film, all
@@ -96,11 +89,11 @@ def bytes_a_pixel(headers: Sequence[Dataset]) -> float:
         # colours are converted in float64, frame by frame
         frames = len(headers) * int(first.get("NumberOfFrames", 1) or 1)
         return 3.0 * 2 * stored + 48 / frames
-    return 3.0 * stored + (8 if "ModalityLUTSequence" in first or _is_rescaled(first) else 0)
+    return 3.0 * stored + (8 if "ModalityLUTSequence" in first or _is_rescaled(first, path) else 0)
 
 
-def _is_rescaled(dataset: Dataset) -> bool:
-    return _rescale(dataset, 0) != (1.0, 0.0)
+def _is_rescaled(dataset: Dataset, path: Path) -> bool:
+    return _rescale(dataset, 0, path) != (1.0, 0.0)
 
 
 def _check_size(dataset: Dataset, count: int, path: Path) -> None:
@@ -114,56 +107,6 @@ def _check_size(dataset: Dataset, count: int, path: Path) -> None:
             path=path,
             remedy="Export or copy it again",
         )
-
-
-def _decoded_by_itk(dataset: Dataset, count: int, path: Path, reason: Exception) -> NDArray[Any]:
-    """What pydicom cannot decode with the libraries at hand (JPEG lossless, JPEG-LS), ITK may.
-
-    ITK gets the pixels in a plain picture of their own, so that it applies no rescaling.
-
-    Returns:
-        Stored values `[frames, rows, columns]`, or RGB `[frames, rows, columns, 3]`.
-
-    Raises:
-        InputError: neither can.
-    """
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-    if syntax is None or not syntax.is_compressed:
-        raise InputError(
-            f"its pixels are truncated or damaged ({reason})",
-            path=path,
-            remedy="Export or copy it again",
-        ) from reason
-    plain = FileDataset("", {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
-    plain.file_meta.TransferSyntaxUID = syntax
-    plain.SOPClassUID = plain.file_meta.MediaStorageSOPClassUID = (
-        SecondaryCaptureImageStorage if count == 1 else _film_class(dataset)
-    )
-    plain.SOPInstanceUID = plain.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    for name in _PIXEL_DESCRIPTION:
-        if name in dataset:
-            plain[name] = dataset[name]
-    plain.is_little_endian, plain.is_implicit_VR = True, False
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder, "pixels.dcm"))
-        try:
-            dcmwrite(file, plain, write_like_original=False)
-            array = sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO"))
-        except Exception as error:  # the pixels may be anything
-            raise InputError(
-                f"its pixels are damaged or cannot be decoded (transfer syntax {syntax.name})",
-                path=path,
-                remedy="Export it uncompressed",
-            ) from error
-    return np.asarray(array)
-
-
-def _film_class(dataset: Dataset) -> UID:
-    if int(dataset.get("SamplesPerPixel", 1)) > 1:
-        return MultiFrameTrueColorSecondaryCaptureImageStorage
-    if int(dataset.get("BitsAllocated", 16)) > 8:
-        return MultiFrameGrayscaleWordSecondaryCaptureImageStorage
-    return MultiFrameGrayscaleByteSecondaryCaptureImageStorage
 
 
 def stacked(frames: Sequence[NDArray[Any]], *, flat: bool) -> NDArray[Any]:
@@ -195,23 +138,26 @@ def _as_8_bit(frame: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
 
 
 def _stored(frame: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
-    """In native byte order, without what old files keep in the bits above (PS3.5 8.1.1)."""
+    """In native byte order, without what old files keep beside the stored bits (PS3.5 8.1.1)."""
     frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
     width = 8 * frame.dtype.itemsize
     stored = int(dataset.get("BitsStored", width) or width)
     if frame.dtype.kind not in "iu" or not 1 < stored < width:
         return frame
+    high = int(dataset.get("HighBit", stored - 1) or stored - 1)
+    # decoders give the values themselves, wherever the file would keep them
+    as_in_file = not is_encapsulated(dataset) or syntax_of(dataset) == RLELossless
+    above = width - 1 - high if as_in_file and stored <= high + 1 <= width else width - stored
     # shifting back keeps the sign of signed values
-    shift = width - stored
-    return np.right_shift(np.left_shift(frame, shift), shift)
+    return np.right_shift(np.left_shift(frame, above), width - stored)
 
 
-def _grey(frame: NDArray[Any], dataset: Dataset, index: int, kind: str) -> NDArray[Any]:
+def _grey(frame: NDArray[Any], dataset: Dataset, index: int, kind: str, path: Path) -> NDArray[Any]:
     if kind == "MONOCHROME1" and dataset.get("Modality") not in _IN_UNITS:
         frame = _inverted(frame, dataset)
     if dataset.get("ModalityLUTSequence"):
         return apply_modality_lut(frame, dataset)
-    slope, intercept = _rescale(dataset, index)
+    slope, intercept = _rescale(dataset, index, path)
     if (slope, intercept) == (1.0, 0.0):
         return frame
     values = frame * slope + intercept
@@ -235,10 +181,18 @@ def _both_ends(dataset: Dataset) -> int:
     return 2 ** int(dataset.get("BitsStored", 16)) - 1
 
 
-def _rescale(dataset: Dataset, index: int) -> tuple[float, float]:
+def _rescale(dataset: Dataset, index: int, path: Path) -> tuple[float, float]:
     found = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
     slope = found.get("RescaleSlope")
     intercept = found.get("RescaleIntercept")
+    for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        unusable = value is not None and not math.isfinite(float(value))
+        if unusable or (name == "RescaleSlope" and value is not None and float(value) == 0):
+            raise InputError(
+                f"its {name} is {value}, which leaves nothing of the stored values",
+                path=path,
+                remedy="Mend the attribute, or export the image again",
+            )
     return (
         float(1 if slope is None else slope),
         float(0 if intercept is None else intercept),

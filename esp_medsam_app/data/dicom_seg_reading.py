@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from esp_medsam_app.data.admission import BYTES_A_BYTE, LEAST
 from esp_medsam_app.data.dicom_bytes import read_dataset
 from esp_medsam_app.data.dicom_pixels import functional_group
+from esp_medsam_app.data.dicom_syntaxes import is_encapsulated
 from esp_medsam_app.data.image import LPS, Grid
 from esp_medsam_app.errors import InputError
 
@@ -167,10 +168,9 @@ def _frames(dataset: Dataset) -> Iterator[NDArray[np.integer]]:
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     bits = int(dataset.get("BitsAllocated", 1))
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     claimed = math.ceil(count * rows * columns * bits / 8)
     given = len(dataset.PixelData)
-    if syntax is None or not syntax.is_compressed:
+    if not is_encapsulated(dataset):
         if given < claimed:
             raise InputError("the segmentation's pixels are truncated", remedy="Export it again")
         if bits == 1:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esp_medsam_app.data.turns import UPRIGHT, Turn
+
 # From the RAS+ of NIfTI to the LPS+ of DICOM and ITK, and back.
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -27,12 +29,14 @@ class Grid:
         has_patient_space: whether the affine says where the patient lies.
         nifti_header: header of the NIfTI file it came from, so that label maps on this grid carry
             the very same qform and sform.
+        upright: how a picture, and each frame of a film, is turned to be looked at.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     has_patient_space: bool = True
     nifti_header: Any = field(default=None, repr=False)
+    upright: Turn = UPRIGHT
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -52,6 +56,7 @@ class MedicalImage:
         dicom_modality: DICOM's Modality (0008,0060), where the source has it.
         dicom_body_part: DICOM's BodyPartExamined (0018,0015), likewise.
         dicom_description: DICOM's descriptions of study and series, likewise.
+        warnings: what a person should know of how the file was read, a sentence each.
     """
 
     voxels: NDArray[Any]
@@ -60,6 +65,7 @@ class MedicalImage:
     dicom_modality: str | None = None
     dicom_body_part: str | None = None
     dicom_description: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         expected = self.grid.shape + ((3,) if self.voxels.ndim > len(self.grid.shape) else ())

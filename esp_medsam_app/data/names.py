@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from esp_medsam_app.data.formats import suffix_of
 from esp_medsam_app.data.image import Grid
 
@@ -53,7 +55,11 @@ def label_map_suffix(grid: Grid) -> str:
     An X-ray has no place in the patient, but a pixel size: viewers show it at that size, at which
     a PNG could not be laid over it.
     """
-    picture = len(grid.shape) == 2 and not grid.has_patient_space and set(grid.spacing) == {1.0}
+    picture = (
+        len(grid.shape) == 2
+        and not grid.has_patient_space
+        and np.array_equal(grid.affine, np.eye(4))
+    )
     return ".png" if picture else ".nii.gz"
 
 

@@ -12,19 +12,25 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from isal import igzip
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from esp_medsam_app.data.admission import Admission
 from esp_medsam_app.data.formats import LARGEST_RATIO
+from esp_medsam_app.data.gzip_stream import GzipStream, begins_as_gzip
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.label_values import gathered, parts_along
+from esp_medsam_app.data.nifti_grid import affine_of
 from esp_medsam_app.errors import InputError
 
 # ISA-L's level; higher ones make label maps no smaller.
 COMPRESSION = 1
+
+
 # Extensions lie before the voxels, and are read as a whole.
 _LARGEST_EXTENSIONS = 16 << 20
 # Where nibabel scales voxels, it computes in float64.
@@ -35,7 +41,8 @@ def read_nifti(path: Path, admission: Admission | None = None) -> MedicalImage:
     """Read a NIfTI file with 2 or 3 dimensions; trailing dimensions of one are dropped.
 
     Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type, and labels as
-    uint8 or uint16.
+    uint8 or uint16. Whether the file is compressed is told by its first bytes, not by its name. The
+    image lies where ITK puts it.
 
     Args:
         path: the file.
@@ -47,19 +54,24 @@ def read_nifti(path: Path, admission: Admission | None = None) -> MedicalImage:
     """
     admission = admission or Admission()
     with _explained(path):
-        image, grid, colour = _opened(path)
-        as_labels = admission.as_labels and not colour
-        admission.check(grid.shape, _bytes_a_voxel(image, as_labels), path)
-        voxels = _labels(image, grid, path) if as_labels else _voxels(image, path)
-    if as_labels:
-        return MedicalImage(voxels, grid, path)
+        with _opened(path) as file:
+            header, shape, colour = _described(file, path)
+            as_labels = admission.as_labels and not colour
+            admission.check(shape, _bytes_a_voxel(file, header, as_labels), path)
+            voxels = _labels(file, header, shape, path) if as_labels else _voxels(file, header)
+            if isinstance(file, GzipStream):
+                file.finish()
+        affine, warning = affine_of(header, shape)
+    grid = Grid(shape, affine, nifti_header=header)
+    warnings = (warning,) if warning else ()
     if colour:
         voxels = np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1)
-        return MedicalImage(voxels.reshape(*grid.shape, 3), grid, path)
-    voxels = voxels.reshape(grid.shape)
+        return MedicalImage(voxels.reshape(*shape, 3), grid, path, warnings=warnings)
+    voxels = voxels.reshape(shape)
     if voxels.dtype.kind == "f":
         voxels = voxels.astype(np.float32, copy=False)
-    return MedicalImage(voxels.astype(voxels.dtype.newbyteorder("="), copy=False), grid, path)
+    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    return MedicalImage(voxels, grid, path, warnings=warnings)
 
 
 def read_nifti_grid(path: Path) -> Grid:
@@ -69,7 +81,9 @@ def read_nifti_grid(path: Path) -> Grid:
         InputError: as `read_nifti`, but for the voxels.
     """
     with _explained(path):
-        return _opened(path)[1]
+        with _opened(path) as file:
+            header, shape, _ = _described(file, path)
+        return Grid(shape, affine_of(header, shape)[0], nifti_header=header)
 
 
 @contextmanager
@@ -78,9 +92,13 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
-        raise InputError(f"not a NIfTI image ({_first_line(error)})", path=path) from error
-    except (InputError, PermissionError, MemoryError):
+        raise InputError(
+            f"not a NIfTI image ({_first_line(error)})", path=path, remedy=damaged
+        ) from error
+    except (PermissionError, MemoryError):
         raise
+    except InputError as error:
+        raise InputError(error.problem, path=path, remedy=error.remedy) from error
     except Exception as error:  # what parsers raise on damaged bytes is past counting
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise MemoryError from error
@@ -89,17 +107,15 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _opened(path: Path) -> tuple[Any, Grid, bool]:
-    """The image, whose voxels are not read yet, its grid, and whether the voxels are colours."""
-    _check_begin(path)
-    image: Any = nib.load(path)
-    if not isinstance(image, nib.Nifti1Image):
-        raise InputError(
-            "not a single-file NIfTI image", path=path, remedy="Export or copy it again"
-        )
-    _check_size(image, path)
-    grid, colour = _grid(image, path)
-    return image, grid, colour
+def _opened(path: Path) -> Any:
+    return GzipStream(path) if begins_as_gzip(path) else path.open("rb")
+
+
+def _described(file: Any, path: Path) -> tuple[Any, tuple[int, ...], bool]:
+    """The header, the extents, and whether the voxels are colours."""
+    header = _header(file, path)
+    _check_size(header, path, isinstance(file, GzipStream))
+    return header, *_kind(header, path)
 
 
 def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
@@ -108,7 +124,7 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    if not _is_compressed(path):
+    if not path.name.lower().endswith(".gz"):
         nib.save(image, path)
         return
     with (
@@ -118,57 +134,55 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
         image.to_file_map({"image": FileHolder(fileobj=compressed)})
 
 
-def _voxels(image: Any, path: Path) -> NDArray[Any]:
-    with _source(image, path) as voxels:
-        return np.asanyarray(voxels)
+def _header(file: Any, path: Path) -> Any:
+    """The header of a single file, NIfTI-1 or NIfTI-2 by its first number."""
+    begin = file.read(176)
+    _check_offset(begin, path)
+    size = begin[:4]
+    file.seek(0)
+    second = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")
+    kind = nib.Nifti2Header if size in second else nib.Nifti1Header
+    try:
+        header = kind.from_fileobj(file)
+    except WrapStructError as error:
+        raise HeaderDataError("it is shorter than a header") from error
+    if not bytes(header["magic"]).startswith(b"n+"):
+        raise InputError(
+            "not a single-file NIfTI image",
+            path=path,
+            remedy="Convert the pair of header and image to one .nii or .nii.gz file",
+        )
+    return header
 
 
-def _labels(image: Any, grid: Grid, path: Path) -> NDArray[Any]:
+def _voxels(file: Any, header: Any) -> NDArray[Any]:
+    return np.asanyarray(ArrayProxy(file, header))
+
+
+def _labels(file: Any, header: Any, shape: tuple[int, ...], path: Path) -> NDArray[Any]:
     """Whole numbers, gathered part by part: many programs write labels with 64 bits."""
-    before = (slice(None),) * (len(grid.shape) - 1)
-    after = (0,) * (len(image.shape) - len(grid.shape))
-    with _source(image, path) as voxels:
-        places = ((part, (*before, part, *after)) for part in parts_along(grid.shape))
-        parts = ((part, np.asanyarray(voxels[place])) for part, place in places)
-        return gathered(parts, grid.shape, path)
+    voxels = ArrayProxy(file, header)
+    before = (slice(None),) * (len(shape) - 1)
+    after = (0,) * (len(voxels.shape) - len(shape))
+    places = ((part, (*before, part, *after)) for part in parts_along(shape))
+    parts = ((part, np.asanyarray(voxels[place])) for part, place in places)
+    return gathered(parts, shape, path)
 
 
-@contextmanager
-def _source(image: Any, path: Path) -> Iterator[Any]:
-    """What gives the voxels, best in the order of the file."""
-    if not _is_compressed(path):
-        yield image.dataobj
-        return
-    with igzip.open(path) as file:
-        unpacked = type(image).from_file_map({"image": FileHolder(str(path), file)})
-        yield unpacked.dataobj
-        # only at the end is the checksum compared
-        file.read(1)
-
-
-def _bytes_a_voxel(image: Any, as_labels: bool) -> float:
+def _bytes_a_voxel(file: Any, header: Any, as_labels: bool) -> float:
     """Memory that reading takes; the voxels themselves are there twice when they are handed on."""
     if as_labels:
         return 4
-    dtype = image.get_data_dtype()
-    if image.dataobj.slope != 1 or image.dataobj.inter != 0:
-        return float(dtype.itemsize + _SCALING)
-    return float(2 * dtype.itemsize)
+    item = float(header.get_data_dtype().itemsize)
+    voxels = ArrayProxy(file, header)
+    return item + _SCALING if (voxels.slope, voxels.inter) != (1, 0) else 2 * item
 
 
-def _check_begin(path: Path) -> None:
-    """Refuse the header of a pair, and extensions that would fill the memory."""
-    with igzip.open(path) if _is_compressed(path) else path.open("rb") as file:
-        begin = file.read(348)
-    if begin[344:347] == b"ni1" or begin[4:7] == b"ni2":
-        raise InputError(
-            "its voxels lie in another file",
-            path=path,
-            remedy="Save it as one file (.nii or .nii.gz) that holds header and voxels",
-        )
+def _check_offset(begin: bytes, path: Path) -> None:
+    """Refuse before extensions are read that fill the memory."""
     for order in "<>":
         for size, kind, place in ((348, "f", 108), (540, "q", 168)):
-            if len(begin) == 348 and struct.unpack_from(f"{order}i", begin)[0] == size:
+            if len(begin) == 176 and struct.unpack_from(f"{order}i", begin)[0] == size:
                 (offset,) = struct.unpack_from(order + kind, begin, place)
                 if not offset <= _LARGEST_EXTENSIONS:
                     raise InputError(
@@ -178,12 +192,9 @@ def _check_begin(path: Path) -> None:
                     )
 
 
-def _is_compressed(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
-def _grid(image: Any, path: Path) -> tuple[Grid, bool]:
-    shape = tuple(int(extent) for extent in image.shape)
+def _kind(header: Any, path: Path) -> tuple[tuple[int, ...], bool]:
+    """The extents, and whether the voxels are colours."""
+    shape = tuple(int(extent) for extent in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
@@ -192,27 +203,26 @@ def _grid(image: Any, path: Path) -> tuple[Grid, bool]:
             path=path,
             remedy="Split it, for example into one file a time point",
         )
-    dtype = image.get_data_dtype()
+    dtype = header.get_data_dtype()
     colour = dtype.names is not None
     if (colour and dtype.names[:3] != ("R", "G", "B")) or dtype.kind == "c":
-        raise InputError(f"voxels of type {dtype} are neither grey values nor colours", path=path)
-    grid = Grid(
-        shape=shape,
-        affine=np.asarray(image.affine, np.float64),
-        has_patient_space=True,
-        nifti_header=image.header.copy(),
-    )
-    return grid, colour
+        raise InputError(
+            f"voxels of type {dtype} are neither grey values nor colours",
+            path=path,
+            remedy="Save it with real numbers or RGB colours, such as the magnitude",
+        )
+    return shape, colour
 
 
-def _check_size(image: Any, path: Path) -> None:
+def _check_size(header: Any, path: Path, compressed: bool) -> None:
     """Refuse before memory is taken for voxels that the file cannot hold."""
-    claimed = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+    shape = header.get_data_shape()
+    claimed = int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
     on_disk = path.stat().st_size
-    if claimed > on_disk * (LARGEST_RATIO if _is_compressed(path) else 1):
+    if claimed > on_disk * (LARGEST_RATIO if compressed else 1):
         raise InputError(
             f"the file is truncated or damaged: {on_disk} bytes cannot hold an image of "
-            f"{' x '.join(map(str, image.shape))} voxels",
+            f"{' x '.join(map(str, shape))} voxels",
             path=path,
             remedy="Export or copy it again",
         )

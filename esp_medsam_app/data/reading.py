@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from esp_medsam_app.data.admission import Admission
-from esp_medsam_app.data.alignment import without_single_slice
 from esp_medsam_app.data.formats import DICOM, ITK, NIFTI, PICTURES, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.label_placing import placed
 from esp_medsam_app.data.label_values import label_values
 from esp_medsam_app.data.nifti import read_nifti, read_nifti_grid
 from esp_medsam_app.data.pictures import read_picture, read_picture_grid
@@ -54,8 +54,8 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
 
     Args:
         path: file or DICOM folder.
-        grid: of the image it belongs to, where known. Viewers store the label map of a picture as
-            a volume of one slice: here it takes the picture's shape again.
+        grid: of the image it belongs to, where known: the label map takes its shape where it lies
+            on it in one way only, as `placed` tells. It then has this very grid.
 
     Raises:
         InputError: as `read_image`, and for colours and values that are no labels.
@@ -78,14 +78,10 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
         raise InputError("the label map has no voxels", path=path, remedy="Export it again")
     voxels = label_values(voxels, path)
     own = image.grid
-    if (
-        grid is not None
-        and grid.shape != own.shape
-        and without_single_slice(grid.shape) == without_single_slice(own.shape)
-    ):
-        own = Grid(grid.shape, own.affine, own.has_patient_space)
+    if grid is not None:
+        voxels, own = placed(voxels, own, grid, may_be_cropped=suffix_of(path) == ".seg.nrrd")
     return MedicalImage(
-        voxels=voxels.reshape(own.shape),
+        voxels=voxels,
         grid=own,
         path=image.path,
         dicom_modality=image.dicom_modality,
@@ -216,7 +212,7 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
     """
     for folder in folders:
         if not folder.is_dir():
-            raise InputError("there is no such folder", path=folder)
+            raise InputError("there is no such folder", path=folder, remedy="Check the path")
     found = sorted(
         path
         for folder in folders
@@ -224,5 +220,9 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
         if path.is_file() and not path.name.startswith(".") and is_readable_name(path)
     )
     if not found:
-        raise InputError("no image in the folders", path=folders[0] if folders else None)
+        raise InputError(
+            "no image in the folders",
+            path=folders[0] if folders else None,
+            remedy="Give folders with NIfTI, NRRD, DICOM, PNG, JPEG or TIFF files",
+        )
     return found

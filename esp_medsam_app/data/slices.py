@@ -32,7 +32,7 @@ class SliceView:
     So nothing is resampled, and `restore(slices(a))` is `a`, voxel for voxel. A 2D grid and a
     volume of a single slice are that slice. Else slices follow the acquisition axis: the one whose
     spacing is clearly the largest, or the one nearest to the patient's long axis. Pictures are
-    shown as they are; volumes without patient space (pages, frames) are cut along their last axis.
+    shown upright; volumes without patient space (pages, frames) are cut along their last axis.
 
     Attributes:
         axes: index axis of the grid for slices, rows and columns; slices is -1 in a 2D grid.
@@ -50,7 +50,13 @@ class SliceView:
         spacing = grid.spacing
         flat = len(grid.shape) == 2
         if not grid.has_patient_space:
-            return cls((-1 if flat else 2, 1, 0), (False, False, False), (spacing[1], spacing[0]))
+            turn = grid.upright
+            rows, columns = (0, 1) if turn.swapped else (1, 0)
+            return cls(
+                (-1 if flat else 2, rows, columns),
+                (False, turn.rows, turn.columns),
+                (spacing[rows], spacing[columns]),
+            )
         orientation = nib.io_orientation(grid.affine).astype(int)
         patient_axis = [int(axis) for axis in orientation[:, 0]]
         sign = [int(value) for value in orientation[:, 1]]

@@ -39,6 +39,7 @@ _KNOWN = _NUMPY | {
     ("numpy", "dtype"),
     ("esp_medsam_app.data.image", "Grid"),
     ("esp_medsam_app.data.image", "MedicalImage"),
+    ("esp_medsam_app.data.turns", "Turn"),
     ("nibabel.nifti1", "Nifti1Header"),
     ("nibabel.nifti1", "Nifti1Extensions"),
     ("nibabel.nifti2", "Nifti2Header"),

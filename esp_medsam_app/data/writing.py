@@ -13,6 +13,8 @@ from PIL import Image
 
 from esp_medsam_app.data.image import LPS, Grid, MedicalImage
 from esp_medsam_app.data.nifti import save_nifti
+from esp_medsam_app.data.nifti_grid import copy_geometry
+from esp_medsam_app.data.turns import TAG, UPRIGHT, orientation_of
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 
@@ -37,7 +39,7 @@ def write_label_map(
     A NIfTI file gets shape, qform and sform of the NIfTI image it belongs to. Any other 2D grid
     becomes a volume of one slice in NIfTI and NRRD, as viewers load pictures and X-rays; without
     patient space it lies where ITK, and so Slicer, puts those: x to the left, y to the back, from
-    the origin. PNG is for 2D grids.
+    the origin. PNG is for 2D grids, and has the orientation tag of its picture.
 
     Args:
         path: ends with .nii, .nii.gz, .nrrd or .png.
@@ -88,7 +90,10 @@ def write_image(stem: Path, image: MedicalImage) -> Path:
             Image.fromarray(np.ascontiguousarray(image.voxels.swapaxes(0, 1))).save(partial)
         return path
     if image.is_rgb:
-        raise InputError("a coloured film, for which there is no volume format that viewers read")
+        raise InputError(
+            "a coloured film, for which there is no volume format that viewers read",
+            remedy="Open it in OHIF, or save its frames as pictures",
+        )
     if not _orthogonal(image.grid.affine, tolerance=_STRAIGHT):
         raise InputError(
             "the slices are shifted against each other, as by a tilted gantry: as a volume, "
@@ -106,7 +111,11 @@ def _write(
     path: Path, suffix: str, labels: NDArray[np.integer], grid: Grid, compress: bool
 ) -> None:
     if suffix == ".png":
-        Image.fromarray(np.ascontiguousarray(labels.T)).save(path)
+        # programs that turn the picture turn its label map, and those that do not, do not
+        exif = Image.Exif()
+        if grid.upright != UPRIGHT:
+            exif[TAG] = orientation_of(grid.upright)
+        Image.fromarray(np.ascontiguousarray(labels.T)).save(path, exif=exif)
     elif suffix == ".nrrd":
         try:
             sitk.WriteImage(_itk_image(labels, grid), str(path), useCompression=compress)
@@ -132,12 +141,13 @@ def _nifti_image(labels: NDArray[Any], grid: Grid) -> nib.Nifti1Image:
         return image
     # NIfTI-2 has more digits in its sform
     kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind(labels, grid.affine)
-    for field in (
-        "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
-        "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
-    ):  # fmt: skip
-        image.header[field] = source[field]
+    header = kind.header_class()
+    copy_geometry(source, header)
+    header.set_data_dtype(labels.dtype)
+    # an affine of its own would take the place of the header's fields
+    image = kind(labels, None, header)
+    # of a 2D image nibabel forgets the third size
+    copy_geometry(source, image.header)
     return image
 
 

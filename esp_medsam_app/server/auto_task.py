@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.inference.hounsfield import check_units
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
@@ -27,11 +28,20 @@ class AutoInferTask(EspMedSamInferTask):
     Args:
         modalities: of the bundle.
         segmenters: shared by the tasks of all modalities.
+        check_units: refuse a CT that cannot be in Hounsfield units.
     """
 
-    def __init__(self, modalities: Iterable[Modality], segmenters: SharedSegmenter) -> None:
+    def __init__(
+        self,
+        modalities: Iterable[Modality],
+        segmenters: SharedSegmenter,
+        *,
+        check_units: bool = True,
+    ) -> None:
         self.modalities = {modality.name: modality for modality in modalities}
         super().__init__(everything(self.modalities.values()), segmenters, check_images=False)
+        # of the modality that is read, not of all together
+        self.check_units = check_units
 
     def segment(
         self, segmenter: Segmenter, image: MedicalImage
@@ -44,11 +54,15 @@ class AutoInferTask(EspMedSamInferTask):
             `version` (`modality` and `number` of the weights).
 
         Raises:
-            InputError: the modality cannot be told; names the likeliest.
+            InputError: the modality cannot be told, and the likeliest are named; or the image is
+                not in Hounsfield units.
         """
         reading = segmenter.read_modality(with_tags(image))
         first = next(iter(reading.candidates), next(iter(self.modalities)))
         name = reading.decided(image, f"Run the model of its modality, such as {model_name(first)}")
+        if self.check_units:
+            anyway = f"Or run {model_name(name)} with the option any_image"
+            check_units(image, self.modalities[name], anyway)
         labels = segmenter.segment(image, name)
         own = self.modalities[name].labels
         ids = np.zeros(256, np.uint8)

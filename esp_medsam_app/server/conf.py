@@ -45,7 +45,7 @@ class AppConf(BaseModel):
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
         check_images: refuse an image that looks like one of another modality than the model's,
-            unless the request says `any_image`.
+            or a CT that is not in Hounsfield units, unless the request says `any_image`.
         embeddings_mb: megabytes of ESP-MedSAM's image embeddings kept on each device, for who asks
             for an image again; 0: none.
         modalities: folder of modalities that the bundle lacks, a YAML file each, as those of the

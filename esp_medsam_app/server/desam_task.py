@@ -131,7 +131,12 @@ class DeSamInferTask(EspMedSamInferTask):
     assesses = False
 
     def __init__(
-        self, modality: Modality, segmenters: SharedDeSam, *, check_images: bool = True
+        self,
+        modality: Modality,
+        segmenters: SharedDeSam,
+        *,
+        check_images: bool = True,
+        check_units: bool = True,
     ) -> None:
         bundle = segmenters.bundle
         assert isinstance(bundle, DeSamBundle)
@@ -145,7 +150,9 @@ class DeSamInferTask(EspMedSamInferTask):
         }
         self.beside = segmenters.beside
         check_images = check_images and self.beside is not None
-        super().__init__(modality, segmenters, shown, check_images=check_images)
+        super().__init__(
+            modality, segmenters, shown, check_images=check_images, check_units=check_units
+        )
         self.description: str = f"DeSAM: {modality.title}. {modality.description}"
 
     def prompted(self, segmenter: Any, request: Mapping[str, Any]) -> Any:

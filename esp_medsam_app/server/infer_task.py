@@ -22,6 +22,7 @@ from esp_medsam_app.data.names import label_map_suffix
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.inference import Segmenter
+from esp_medsam_app.inference.hounsfield import check_units, needs_hounsfield_units
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
 from esp_medsam_app.server.options import InferOptions
@@ -31,6 +32,8 @@ from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 logger = logging.getLogger(__name__)
 
 _NIFTI = ".nii.gz"
+# of one that is not in Hounsfield units
+_ANYWAY = "Or set the option any_image: it is then segmented as it is"
 # of an image that looks like one of another modality
 _REMEDY = "Run the model of its modality, or set the option any_image of this one"
 
@@ -47,6 +50,8 @@ class EspMedSamInferTask(InferTask):
         config: options that viewers are shown beside those of all models, with their defaults.
         check_images: refuse an image that looks like one of another modality, unless the request
             says `any_image`.
+        check_units: likewise a CT that cannot be in Hounsfield units, for a modality with a window
+            in these.
     """
 
     # whether its segmenter can tell how sure it is, for active learning
@@ -59,17 +64,20 @@ class EspMedSamInferTask(InferTask):
         config: dict[str, Any] | None = None,
         *,
         check_images: bool = True,
+        check_units: bool = True,
     ) -> None:
+        self.check_images = check_images
+        self.check_units = check_units and needs_hounsfield_units(modality)
+        asked = self.check_images or self.check_units
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=dict(modality.labels),
             dimension=modality.dimension,
             description=f"{modality.title}. {modality.description}",
-            config={**(config or {}), **({"any_image": False} if check_images else {})},
+            config={**(config or {}), **({"any_image": False} if asked else {})},
         )
         self.modality = modality
         self.segmenters = segmenters
-        self.check_images = check_images
 
     def is_valid(self) -> bool:
         """Always: viewers are to offer a modality that is not trained yet as well."""
@@ -82,11 +90,12 @@ class EspMedSamInferTask(InferTask):
             The label map's file, which the caller removes, on the image's grid, also where nothing
             was found; and what viewers read: `label_names` (name to voxel value, all labels of the
             model, found or not), `latencies` (seconds), `centroids` (none), `version` (`modality`
-            and `number` of the weights; 0: the bundle's own).
+            and `number` of the weights; 0: the bundle's own), and `warnings`, sentences about how
+            the image was read, where there are any.
 
         Raises:
-            EspMedSamError: bad options, an image that cannot be used or is of another modality, no
-                weights, no memory.
+            EspMedSamError: bad options, an image that cannot be used, is of another modality or not
+                in Hounsfield units, no weights, no memory.
         """
         options = InferOptions.parse(request)
         dropped = options.dropped_labels(self.modality.labels)
@@ -103,6 +112,8 @@ class EspMedSamInferTask(InferTask):
             segmenter = self.prompted(self.segmenters.get(options.device), request)
             if self.check_images and not options.any_image:
                 self.check(segmenter, image)
+            if self.check_units and not options.any_image:
+                check_units(image, self.modality, _ANYWAY)
             labels, told = self.segment(segmenter, image)
         with clock.measure("post"):
             if dropped:
@@ -120,10 +131,13 @@ class EspMedSamInferTask(InferTask):
                 options.client_id,
                 latencies,
             )
+        for warning in image.warnings:
+            logger.warning("%s: %s", request["image"], warning)
         return str(file), {
             "label_names": dict(self.modality.labels),
             "latencies": latencies,
             "centroids": {},
+            **({"warnings": list(image.warnings)} if image.warnings else {}),
             **told,
         }
 

@@ -61,12 +61,12 @@ class SubmittedLabels:
     ) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The file to keep and its info, for the time of a `with` block.
 
-        The file is the very one that came, unless its values change. With a modality, `modality` is
-        its name, and `label_info` gets its labels in their order (`name`, `idx` the voxel value),
-        and what the client had said of them; what it had sent is `submitted_label_info` where
-        values changed. The modality is `info["model"]`'s, or else the only one that has all the
-        names. Where several have them, or nothing is drawn, it is the one that the image is of, as
-        the model that reads it from the image found.
+        The file is the very one that came, unless its values change or it has to be put on the
+        image's grid. With a modality, `modality` is its name, and `label_info` gets its labels in
+        their order (`name`, `idx` the voxel value), and what the client had said of them; what it
+        had sent is `submitted_label_info` where values changed. The modality is `info["model"]`'s,
+        or else the only one that has all the names. Where several have them, or nothing is drawn,
+        it is the one that the image is of, as the model that reads it from the image found.
 
         Raises:
             InputError: not a label map, not on the image's grid, values without a name, or names
@@ -77,7 +77,8 @@ class SubmittedLabels:
         if grid is not None:
             check_alignment(given.grid, grid)
         kept, info = self._renumbered(given, image, info, _header_names(label))
-        if kept is given.voxels:
+        moved = grid is not None and given.grid is grid
+        if kept is given.voxels and not moved:
             yield label, info
             return
         with tempfile.TemporaryDirectory(prefix="esp_medsam_") as folder:

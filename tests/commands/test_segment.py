@@ -21,7 +21,7 @@ from esp_medsam_app import cli
 from esp_medsam_app.commands import runtime
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.errors import InputError, OtherModalityError, WeightsError
-from esp_medsam_app.modalities import Modality
+from esp_medsam_app.modalities import Intensity, Modality
 
 BRIGHT = Modality(name="bright", title="", description="", dimension=3, labels={"bright": 1})
 
@@ -100,6 +100,34 @@ def test_what_looks_like_another_modality_is_left_out_unless_asked_for(
     assert "this looks dim. Give --modality auto, or --any-image" in told
     assert segment(other, output=tmp_path / "out", extra=("--any-image",)) == 0
     assert (tmp_path / "out" / "other_seg.png").is_file()
+
+
+def test_a_ct_that_is_not_in_hounsfield_units_is_left_out_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = {"dicom_modalities": ("CT",), "intensity": Intensity(kind="window", low=0, high=255)}
+    monkeypatch.setattr(Threshold, "bundle", bundle_of(BRIGHT.model_copy(update=change)))
+    units = np.random.default_rng(0).normal(40, 20, (9, 8, 5)).astype(np.int16)
+    for name, voxels in (("units", units), ("raw", units + 1024)):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    files = [tmp_path / f"{name}.nii.gz" for name in ("units", "raw")]
+    assert segment(*files, output=tmp_path / "out") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["units_seg.nii.gz"]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "raw.nii.gz: its values are not Hounsfield units, which bright needs" in told
+    assert "give --any-image" in told
+    assert segment(files[1], output=tmp_path / "out", extra=("--any-image",)) == 0
+
+
+def test_what_is_to_be_known_of_an_image_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheared = np.array([[1.0, 0.4, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    voxels = np.arange(9 * 8 * 5, dtype=np.int16).reshape(9, 8, 5)
+    nib.save(nib.Nifti1Image(voxels, sheared), tmp_path / "sheared.nii.gz")
+    assert segment(tmp_path / "sheared.nii.gz", output=tmp_path / "out") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "sheared.nii.gz: ITK, and so 3D Slicer, refuses its header" in told
 
 
 def test_dicom_series_folder(tmp_path: Path) -> None:

@@ -50,6 +50,31 @@ def test_several_members_and_bytes_behind_are_gzip_too(tmp_path: Path) -> None:
     assert np.array_equal(read_image(path).voxels, VOXELS)
 
 
+@pytest.mark.parametrize(
+    "behind", [b"\0" * 777, b"trailing", b"\0" * 700 + b"trailing", b"\x1f\x8b"]
+)
+def test_bytes_behind_the_stream_do_not_count(behind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "b.nii.gz"
+    nib.save(nib.Nifti1Image(VOXELS, AFFINE), path)
+    path.write_bytes(path.read_bytes() + behind)
+    assert np.array_equal(read_image(path).voxels, VOXELS)
+
+
+@pytest.mark.parametrize(("name", "compressed"), [("a.nii.gz", False), ("a.nii", True)])
+def test_the_content_tells_whether_it_is_compressed(
+    name: str, compressed: bool, tmp_path: Path
+) -> None:
+    nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / "b.nii")
+    content = (tmp_path / "b.nii").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if compressed else content)
+    image = read_image(tmp_path / name)
+    assert np.array_equal(image.voxels, VOXELS)
+    np.testing.assert_allclose(image.grid.affine, AFFINE, atol=1e-6)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20])
+    with pytest.raises(InputError, match="truncated"):
+        read_image(tmp_path / name)
+
+
 def test_the_same_labels_are_the_same_bytes(tmp_path: Path) -> None:
     labels = (VOXELS > 0).astype(np.uint8)
     grid = Grid(VOXELS.shape, AFFINE)

@@ -142,6 +142,29 @@ def test_bits_above_the_stored_ones(series: Path) -> None:
     assert np.array_equal(read_image(file).voxels[..., 0], signed.T - 10)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_values_in_the_upper_bits_are_shifted(series: Path, signed: bool) -> None:
+    """HighBit 15 with 12 bits, as ACR-NEMA allowed."""
+    file = series / "000.dcm"
+    dataset = pydicom.dcmread(file)
+    values = np.arange(30).reshape(6, 5) * 100 - (1500 if signed else 0)
+    # what lies below the stored bits is an overlay
+    dataset.PixelData = ((values << 4) | 5).astype(np.int16 if signed else np.uint16).tobytes()
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 15, int(signed)
+    dataset.save_as(file)
+    assert np.array_equal(read_image(file).voxels[..., 0], values.T - 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RescaleSlope", "0"), ("RescaleSlope", "NaN"), ("RescaleIntercept", "NaN")],
+)
+def test_a_rescaling_that_leaves_nothing_is_named(series: Path, name: str, value: str) -> None:
+    change(series / "002.dcm", **{name: value})
+    with pytest.raises(InputError, match=rf"002\.dcm: its {name} is (0|nan|NaN).*Mend"):
+        read_image(series)
+
+
 @pytest.mark.parametrize(("bits", "kind"), [(8, "u1"), (16, "<u2")])
 def test_palette(series: Path, bits: int, kind: str) -> None:
     file = series / "000.dcm"

@@ -270,14 +270,6 @@ def test_pictures_of_many_kinds(tmp_path: Path) -> None:
     assert set(np.unique(read_image(tmp_path / "bits.png").voxels)) == {0, 255}
 
 
-def test_camera_orientation_is_applied(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
-    exif = picture.getexif()
-    exif[0x0112] = 6  # turn by 90 degrees to look at it
-    picture.save(tmp_path / "turned.png", exif=exif)
-    assert read_image(tmp_path / "turned.png").grid.shape == (4, 6)
-
-
 def test_pages_are_a_volume(tmp_path: Path) -> None:
     pages = [Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (3, 1, 2)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])

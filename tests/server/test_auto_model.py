@@ -16,9 +16,9 @@ from support.dicom_series import write_series
 from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters, detail
 
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.errors import UnknownNameError
+from esp_medsam_app.errors import InputError, UnknownNameError
 from esp_medsam_app.inference.modality_reader import ModalityReading
-from esp_medsam_app.modalities import Modality
+from esp_medsam_app.modalities import Intensity, Modality
 from esp_medsam_app.server.app import EspMedSamApp
 from esp_medsam_app.server.auto_task import AutoInferTask
 from esp_medsam_app.server.conf import AUTO_MODEL, model_names, select_models
@@ -163,6 +163,17 @@ def test_tags_of_a_series_that_monai_label_converted(
         nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / f"{name}.nii.gz")
         AutoInferTask((ORGANS, SPOTS), segmenters)({"image": str(tmp_path / f"{name}.nii.gz")})
     assert [image.dicom_modality for image in segmenters.seen] == ["CT", None]
+
+
+def test_a_ct_that_is_not_in_hounsfield_units(segmenters: Reading, tmp_path: Path) -> None:
+    units = ORGANS.model_copy(update={"intensity": Intensity(kind="window", low=-160, high=240)})
+    voxels = np.random.default_rng(0).normal(1064, 20, (6, 5, 4)).astype(np.int16)
+    path = tmp_path / "case.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+    with pytest.raises(InputError, match="Or run esp_medsam_ct_organs with the option any_image"):
+        AutoInferTask((units, SPOTS), segmenters)({"image": str(path)})
+    task = AutoInferTask((units, SPOTS), segmenters, check_units=False)
+    Path(task({"image": str(path)})[0]).unlink()
 
 
 def test_the_model_comes_first_and_has_short_names() -> None:

@@ -16,7 +16,8 @@ from support.fake_server import AFFINE, ORGANS, SPOTS, FakeSegmenters
 
 from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import EspMedSamError, InputError, OutOfMemoryError
-from esp_medsam_app.server.infer_task import EspMedSamInferTask
+from esp_medsam_app.modalities import Intensity
+from esp_medsam_app.server.infer_task import AddedInferTask, EspMedSamInferTask
 
 Run = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -172,6 +173,51 @@ def test_what_looks_like_another_modality_is_refused_before_the_work(
     # what Slicer sends when the box is ticked, and what other clients do
     for said in (True, "true"):
         assert run(image=picture, any_image=said)[0].exists()
+
+
+@pytest.fixture
+def raw_ct(tmp_path: Path) -> str:
+    """Soft tissue without its rescale intercept."""
+    voxels = np.random.default_rng(0).normal(1064, 20, (9, 8, 5)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "raw.nii.gz")
+    return str(tmp_path / "raw.nii.gz")
+
+
+HU = ORGANS.model_copy(update={"intensity": Intensity(kind="window", low=-160, high=240)})
+
+
+def test_a_ct_that_is_not_in_hounsfield_units_is_refused_before_the_work(
+    raw_ct: str, segmenters: FakeSegmenters, temporary: Path
+) -> None:
+    for task in (
+        EspMedSamInferTask(HU, segmenters),
+        EspMedSamInferTask(HU, segmenters, check_images=False),
+        AddedInferTask(HU, segmenters, check_images=False),
+    ):
+        assert task.info()["config"] == {"any_image": False}
+        with pytest.raises(InputError, match=r"not Hounsfield units.*option any_image"):
+            task({"image": raw_ct})
+        assert segmenters.calls == 0
+    assert list(temporary.iterdir()) == []
+    file, _ = EspMedSamInferTask(HU, segmenters)({"image": raw_ct, "any_image": True})
+    Path(file).unlink()
+
+
+def test_an_admin_may_switch_units_off(
+    raw_ct: str, segmenters: FakeSegmenters, temporary: Path
+) -> None:
+    task = EspMedSamInferTask(HU, segmenters, check_images=False, check_units=False)
+    assert task.info()["config"] == {}
+    Path(task({"image": raw_ct})[0]).unlink()
+
+
+def test_how_the_image_was_read_is_in_the_answer(run: Run, tmp_path: Path) -> None:
+    sheared = AFFINE.copy()
+    sheared[:3, 1] += 0.4 * sheared[:3, 0]
+    nib.save(nib.Nifti1Image(np.full((4, 4, 4), 7, np.int16), sheared), tmp_path / "a.nii.gz")
+    _, answer = run(image=str(tmp_path / "a.nii.gz"))
+    assert "3D Slicer, refuses its header" in answer["warnings"][0]
+    assert "warnings" not in run()[1]
 
 
 def test_an_admin_may_switch_that_off(studies: Path, segmenters: FakeSegmenters) -> None:

@@ -241,6 +241,28 @@ def test_slicer_s_own_format_says_what_its_values_are(tmp_path: Path) -> None:
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(kept))).ravel().tolist() == [2, 1]
 
 
+def test_a_segmentation_that_slicer_cropped_is_kept_whole(tmp_path: Path) -> None:
+    """Whoever reads it next knows nothing of the image."""
+    voxels = np.zeros((5, 6, 7), np.int16)
+    voxels[1:3, 2:4, 3] = 9
+    image = sitk.GetImageFromArray(voxels)
+    image.SetOrigin((4, 5, 6))
+    image.SetSpacing((2, 1, 3))
+    sitk.WriteImage(image, str(tmp_path / "image.nrrd"))
+    part = sitk.Cast(image[3:4, 2:4, 1:3] == 9, sitk.sitkUInt8)
+    part.SetMetaData("Segment0_Name", "Spleen")
+    part.SetMetaData("Segment0_LabelValue", "1")
+    sitk.WriteImage(part, str(tmp_path / "label.seg.nrrd"))
+    given = tmp_path / "label.seg.nrrd", tmp_path / "image.nrrd", {}
+    with SubmittedLabels(lambda: MODELS)(*given) as (kept, info):
+        read = sitk.ReadImage(str(kept))
+        # the spleen is the model's second label
+        assert np.array_equal(sitk.GetArrayFromImage(read), 2 * (voxels == 9))
+        assert read.GetOrigin() == image.GetOrigin()
+        assert read.GetSpacing() == image.GetSpacing()
+    assert info["modality"] == "ct_organs"
+
+
 def slicer_segmentation(folder: Path, studies: Path, value: str) -> Path:
     """The liver of `case` as Slicer saves it, its label value said to be `value`."""
     label = folder / "label.seg.nrrd"

@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 
 from esp_medsam_app.data.dicom import read_header
 from esp_medsam_app.data.dicom_parts import SeriesParts, parts_of
+from esp_medsam_app.data.dicom_syntaxes import is_encapsulated
 from esp_medsam_app.errors import EspMedSamError, UnreachableError
 from esp_medsam_app.server.pacs.archive_index import Series
 from esp_medsam_app.server.pacs.client import PacsClient
@@ -223,7 +224,7 @@ def _check_whole(instance: Dataset) -> None:
         return
     if "PixelData" not in instance:
         raise UnreachableError("an instance arrived without its pixels", remedy="Try again")
-    if instance.file_meta.TransferSyntaxUID.is_compressed:
+    if is_encapsulated(instance):
         return
     sizes = [instance.Rows, instance.Columns, instance.get("SamplesPerPixel", 1)]
     sizes += [instance.get("NumberOfFrames", 1) or 1, instance.get("BitsAllocated", 16)]

@@ -58,11 +58,13 @@ class DeSam(TaskConfig):
             return {}
         check = self.options.check_images
         tasks: dict[str, InferTask] = {
-            desam_model_name(name): DeSamInferTask(modality, self.segmenters, check_images=check)
+            desam_model_name(name): DeSamInferTask(
+                modality, self.segmenters, check_images=check, check_units=check
+            )
             for name, modality in sorted(self.segmenters.bundle.modalities.items())
         }
         for name, modality in self.added.items():
-            task = AddedDeSamTask(modality, self.segmenters, check_images=check)
+            task = AddedDeSamTask(modality, self.segmenters, check_images=check, check_units=check)
             tasks[desam_model_name(name)] = task
         return tasks
 

@@ -55,12 +55,16 @@ class EspMedSam(TaskConfig):
         modalities = self.segmenters.bundle.modalities
         check = self.options.check_images
         tasks: dict[str, InferTask] = {
-            model_name(name): EspMedSamInferTask(modality, self.segmenters, check_images=check)
+            model_name(name): EspMedSamInferTask(
+                modality, self.segmenters, check_images=check, check_units=check
+            )
             for name, modality in modalities.items()
         }
         for name, modality in self.added.items():
-            tasks[model_name(name)] = AddedInferTask(modality, self.segmenters, check_images=False)
-        tasks[AUTO_MODEL] = AutoInferTask(modalities.values(), self.segmenters)
+            tasks[model_name(name)] = AddedInferTask(
+                modality, self.segmenters, check_images=False, check_units=check
+            )
+        tasks[AUTO_MODEL] = AutoInferTask(modalities.values(), self.segmenters, check_units=check)
         return {name: tasks[name] for name in model_names(modalities, self.added)}
 
     def trainer(self) -> dict[str, TrainTask]:
