@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -52,8 +51,7 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
         return reading.read_label_map(path, grid)
     shape = grid.shape if grid is not None else None
     limit = Admission.of_labels(path, shape).limit if path.exists() else 0
-    asked = replace(grid, nifti_header=None) if grid is not None else None
-    found = readers().read("read_label_map", path, asked, memory=limit, seconds=_time(path))
+    found = readers().read("read_label_map", path, grid, memory=limit, seconds=_time(path))
     return cast(MedicalImage, found)
 
 
