@@ -43,9 +43,17 @@ class Admission:
         return cls(None if files_are_own() else _by_size(path))
 
     @classmethod
-    def of_labels(cls, path: Path, shape: tuple[int, ...] | None) -> Admission:
-        """For a label map of an image of this shape; the image is here already."""
-        if files_are_own():
+    def of_labels(
+        cls, path: Path, shape: tuple[int, ...] | None, *, kept: bool = False
+    ) -> Admission:
+        """For a label map of an image of this shape; the image is here already.
+
+        Args:
+            path: its file.
+            shape: of the image, where it is known.
+            kept: it was admitted before.
+        """
+        if kept or files_are_own():
             limit = None
         elif shape is None:
             limit = _by_size(path)

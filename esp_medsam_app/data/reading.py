@@ -49,13 +49,16 @@ def read_grid(path: str | Path) -> Grid:
     return grid
 
 
-def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
+def read_label_map(
+    path: str | Path, grid: Grid | None = None, *, kept: bool = False
+) -> MedicalImage:
     """Read a label map; voxels come as uint8, or uint16 where a label is above 255.
 
     Args:
         path: file or DICOM folder.
         grid: of the image it belongs to, where known: the label map takes its shape where it lies
             on it in one way only, as `placed` tells. It then has this very grid.
+        kept: it was admitted before, and may take what memory it needs.
 
     Raises:
         InputError: as `read_image`, and for colours and values that are no labels.
@@ -63,7 +66,7 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
     path = Path(path)
     shape = grid.shape if grid is not None else None
     with _explained(path):
-        image = _read(path, lambda path: Admission.of_labels(path, shape))
+        image = _read(path, lambda path: Admission.of_labels(path, shape, kept=kept))
     _check_grid(image.grid, path)
     voxels = image.voxels
     if image.is_rgb:

@@ -73,7 +73,7 @@ def _answer(request: Request, functions: dict[str, Callable[..., Any]], answers:
         limit = _mapped() + request.memory + _SLACK
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
-        result = functions[request.function](*request.arguments)
+        result = functions[request.function](*request.arguments, **request.options)
         send_result(answers, _plain(result))
         del result
     except EspMedSamError as error:

@@ -54,12 +54,14 @@ class Request:
     Attributes:
         function: of `reading`.
         arguments: of it.
+        options: further ones, by name.
         memory: bytes that it may take; none: as it likes.
         seconds: that it may take.
     """
 
     function: str
     arguments: tuple[Any, ...]
+    options: dict[str, Any]
     memory: int | None
     seconds: float
 

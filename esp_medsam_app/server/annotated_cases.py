@@ -126,7 +126,7 @@ def readable_cases(
 
 def _renumbered(case: AnnotatedCase, modality: Modality, folder: Path) -> CasePair:
     assert case.names is not None
-    given: MedicalImage = read_label_map(case.pair.label, read_grid(case.pair.image))
+    given: MedicalImage = read_label_map(case.pair.label, read_grid(case.pair.image), kept=True)
     file = folder / f"{hashlib.sha256(case.pair.name.encode()).hexdigest()[:16]}.nii.gz"
     folder.mkdir(parents=True, exist_ok=True)
     voxels = renumber(given.voxels, case.names, modality.labels)

@@ -77,7 +77,13 @@ class Readers:
                 self._idle.append(_Reader(self._command))
 
     def read(
-        self, function: str, path: Path, *arguments: Any, memory: int | None, seconds: float
+        self,
+        function: str,
+        path: Path,
+        *arguments: Any,
+        memory: int | None,
+        seconds: float,
+        **options: Any,
     ) -> Any:
         """What a function of `data.reading` returns for a file.
 
@@ -87,6 +93,7 @@ class Readers:
             arguments: further ones.
             memory: bytes that reading may take; none: as it likes.
             seconds: that it may take.
+            options: further arguments, by name.
 
         Raises:
             InputError: the file cannot be used, takes too long, or ends its reader.
@@ -95,7 +102,7 @@ class Readers:
         reader = self._taken()
         keep = False
         try:
-            request = Request(function, (path, *arguments), memory, seconds)
+            request = Request(function, (path, *arguments), options, memory, seconds)
             result, keep = reader.read(request, path)
         except EspMedSamError:
             keep = reader.is_ready

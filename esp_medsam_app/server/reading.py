@@ -39,7 +39,9 @@ def read_image(path: str | Path) -> MedicalImage:
     return cast(MedicalImage, readers().read("read_image", path, memory=limit, seconds=_time(path)))
 
 
-def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
+def read_label_map(
+    path: str | Path, grid: Grid | None = None, *, kept: bool = False
+) -> MedicalImage:
     """As `data.reading.read_label_map`.
 
     Raises:
@@ -48,10 +50,12 @@ def read_label_map(path: str | Path, grid: Grid | None = None) -> MedicalImage:
     """
     path = Path(path)
     if not _apart():
-        return reading.read_label_map(path, grid)
+        return reading.read_label_map(path, grid, kept=kept)
     shape = grid.shape if grid is not None else None
-    limit = Admission.of_labels(path, shape).limit if path.exists() else 0
-    found = readers().read("read_label_map", path, grid, memory=limit, seconds=_time(path))
+    limit = Admission.of_labels(path, shape, kept=kept).limit if path.exists() else 0
+    found = readers().read(
+        "read_label_map", path, grid, kept=kept, memory=limit, seconds=_time(path)
+    )
     return cast(MedicalImage, found)
 
 

@@ -228,7 +228,7 @@ def _masks(
     image_id: str, tag: str, file: Path, datastore: Datastore, grid: Grid | None = None
 ) -> tuple[Masks, Grid]:
     """The mask of each label in a label map, by simple name; one without a name by its value."""
-    label = read_label_map(file, grid)
+    label = read_label_map(file, grid, kept=True)
     names = stored_names(datastore.get_label_info(image_id, tag))
     masks: Masks = {}
     for value in np.unique(label.voxels):

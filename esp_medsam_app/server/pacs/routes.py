@@ -126,7 +126,7 @@ def _drawn(
             raise InputError(f"{model} tells no labels that a DICOM SEG could have")
         return task.modality, file
     # of the model that reads the modality, the ids are those of all modalities together
-    given = read_label_map(file)
+    given = read_label_map(file, kept=True)
     table = np.zeros(256, np.uint8)
     for name, value in told["modality_labels"].items():
         table[value] = found.labels[name]

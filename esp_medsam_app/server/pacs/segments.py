@@ -66,7 +66,7 @@ def segmentation(
         InputError: the image has no place in the patient, or the label map does not fit it.
     """
     planes = read_planes(folder)
-    labels = read_label_map(label, planes.grid)
+    labels = read_label_map(label, planes.grid, kept=True)
     check_alignment(labels.grid, planes.grid)
     segments, voxels = _segments(labels.voxels, names, modality)
     title = modality.title if modality is not None else "Labels"
