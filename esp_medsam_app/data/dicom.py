@@ -15,7 +15,12 @@ from esp_medsam_app.data.admission import Admission
 from esp_medsam_app.data.dicom_bytes import read_dataset
 from esp_medsam_app.data.dicom_films import film_of
 from esp_medsam_app.data.dicom_geometry import Frame, volume_grid
-from esp_medsam_app.data.dicom_instances import without_captures, without_copies
+from esp_medsam_app.data.dicom_instances import (
+    is_capture,
+    is_placed,
+    without_captures,
+    without_copies,
+)
 from esp_medsam_app.data.dicom_pixels import bytes_a_pixel, frames_of, stacked
 from esp_medsam_app.data.formats import DICOM, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import Grid, MedicalImage
@@ -62,17 +67,14 @@ class Planes(NamedTuple):
 def is_series_folder(path: Path) -> bool:
     """Whether a folder directly holds slices of a series.
 
-    Judged by its first DICOM image: one with a position or with functional groups is a slice; one
-    without, such as an X-ray, is an image by itself.
+    Judged by its first DICOM image that is no picture of a screen: one with a position or with
+    functional groups is a slice; one without, such as an X-ray, is an image by itself.
     """
     try:
         for file in _dicom_files(path):
             dataset = read_dataset(file, stop_before_pixels=True, force=True)
-            if is_image(dataset):
-                return any(
-                    name in dataset
-                    for name in ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence")
-                )
+            if is_image(dataset) and not is_capture(dataset):
+                return is_placed(dataset)
     except Exception:  # damaged: whether it is a series is for `read_dicom` to tell
         return True
     return False

@@ -53,19 +53,21 @@ def without_copies(headers: Iterable[Dataset]) -> list[Dataset]:
 
 def without_captures(images: Sequence[Dataset]) -> Instances:
     """Leave out secondary captures that have no place beside images that have one."""
-    captures = [header for header in images if _is_capture(header)]
-    if not any(_is_placed(header) for header in images if not _is_capture(header)):
+    captures = [header for header in images if is_capture(header)]
+    if not any(is_placed(header) for header in images if not is_capture(header)):
         captures = []
     kept = [header for header in images if all(header is not other for other in captures)]
     return Instances(kept, captures)
 
 
-def _is_capture(header: Dataset) -> bool:
+def is_capture(header: Dataset) -> bool:
+    """Whether an image is a secondary capture without a place."""
     uid = str(header.get("SOPClassUID", ""))
-    return (uid == _CAPTURES or uid.startswith(_CAPTURES + ".")) and not _is_placed(header)
+    return (uid == _CAPTURES or uid.startswith(_CAPTURES + ".")) and not is_placed(header)
 
 
-def _is_placed(header: Dataset) -> bool:
+def is_placed(header: Dataset) -> bool:
+    """Whether an image says where it, or each of its frames, lies."""
     return "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
 
 

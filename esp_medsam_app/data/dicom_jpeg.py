@@ -1,4 +1,4 @@
-"""Colours of JPEG pictures in DICOM whose tag and whose stream say different things."""
+"""Colours of JPEG and JPEG 2000 in DICOM whose tag and whose stream say different things."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
 
 from esp_medsam_app.data.dicom_syntaxes import syntax_of
 
-_START, _APP0, _APP14, _SCAN = 0xD8, 0xE0, 0xEE, 0xDA
+_APP0, _APP14, _SCAN = 0xE0, 0xEE, 0xDA
+# JPEG 2000 and its high-throughput kind.
+_WAVELETS = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 92, 93, 201, 202, 203)}
+# Coding style (ITU-T T.800 A.6.1), and start of a tile part.
+_COD, _SOT = 0x52, 0x90
 # Start of frame; the gaps are tables and restarts (ITU-T T.81 table B.1).
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -39,6 +43,30 @@ def colours_told_by_the_stream(dataset: Dataset) -> NDArray[np.uint8] | None:
     if told != {not tagged_rgb}:
         return None
     return np.stack([_decoded(frame) for frame in frames])
+
+
+def kind_after_decoding(dataset: Dataset, kind: str) -> str:
+    """What decoded colours are: RGB where a JPEG 2000 stream has a colour transformation.
+
+    Its decoders undo that, whatever photometric interpretation DICOM's tag gives.
+    """
+    if not kind.startswith("YBR") or str(syntax_of(dataset)) not in _WAVELETS:
+        return kind
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    return (
+        "RGB"
+        if _is_transformed(next(generate_pixel_data_frame(dataset.PixelData, count)))
+        else kind
+    )
+
+
+def _is_transformed(stream: bytes) -> bool:
+    place = max(0, stream.find(b"\xff\x4f\xff\x51")) + 2
+    while place + 12 <= len(stream) and stream[place] == 0xFF and stream[place + 1] != _SOT:
+        if stream[place + 1] == _COD:
+            return stream[place + 8] == 1
+        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+    return False
 
 
 def is_rgb(stream: bytes) -> bool | None:

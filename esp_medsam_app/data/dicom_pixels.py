@@ -17,7 +17,7 @@ from pydicom.pixel_data_handlers.util import (
 )
 from pydicom.uid import RLELossless
 
-from esp_medsam_app.data.dicom_jpeg import colours_told_by_the_stream
+from esp_medsam_app.data.dicom_jpeg import colours_told_by_the_stream, kind_after_decoding
 from esp_medsam_app.data.dicom_syntaxes import decoded_by_itk, is_encapsulated, syntax_of
 from esp_medsam_app.errors import InputError
 
@@ -68,6 +68,9 @@ def _decoded(dataset: Dataset, path: Path) -> tuple[NDArray[Any], str]:
         colours = colours_told_by_the_stream(dataset)
         if colours is not None:
             return colours, "RGB"
+        if (after := kind_after_decoding(dataset, kind)) != kind:
+            # decoders would turn the colours once more
+            dataset.PhotometricInterpretation = kind = after
         array = np.asarray(dataset.pixel_array)
         # decoding JPEG may turn the colours
         return array, str(dataset.get("PhotometricInterpretation", kind))

@@ -181,7 +181,14 @@ def _sources(planes: Planes) -> list[Dataset]:
     if not planes.headers[0].get("FrameOfReferenceUID"):
         raise no_patient_space("frame of reference")
     if len(planes.headers) == 1:
-        return [_completed(planes.headers[0])]
+        single = planes.headers[0]
+        if len(planes.order) > 1 and "PerFrameFunctionalGroupsSequence" not in single:
+            raise InputError(
+                "a classic multi-frame image does not place its frames one by one, as the segments "
+                "of a DICOM SEG have to refer to them",
+                remedy="Take the label map as .nii.gz or .nrrd instead",
+            )
+        return [_completed(single)]
     return [_completed(planes.headers[index]) for index in planes.order]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def placed(
         Voxels and grid: `grid` itself where voxels had to be moved.
     """
     if own.shape == grid.shape:
-        return voxels, own
+        return voxels, replace(own, upright=grid.upright)
     flat = _without_single_slice(grid.shape)
     if _without_single_slice(own.shape) == flat:
         kept = Grid(grid.shape, own.affine, own.has_patient_space, upright=grid.upright)

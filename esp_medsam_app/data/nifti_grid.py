@@ -87,6 +87,9 @@ def _by_itk(header: Any, sitk: Any) -> NDArray[np.float64] | None:
         path.write_bytes(header.binaryblock + bytes(4))
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
+        if type(header) is nib.Nifti1Header:
+            # saves asking the readers of all formats; of NIfTI-2 this one prints that it cannot
+            reader.SetImageIO("NiftiImageIO")
         try:
             reader.ReadImageInformation()
         except RuntimeError:

@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset, FileDataset
 from support.dicom_phantoms import ROWS, oblique, volume
 
 from esp_medsam_app.data.dicom import read_planes
+from esp_medsam_app.data.dicom_seg_writing import Concept, Origin, Segment, segmentation_of
 from esp_medsam_app.data.image import Grid
 from esp_medsam_app.data.names import label_map_suffix
 from esp_medsam_app.data.reading import read_image, read_label_map
@@ -85,6 +86,16 @@ def test_a_stack_of_slices_lies_where_itk_puts_it(
     assert grid.has_patient_space
     assert grid.spacing == pytest.approx((0.7, 0.8, 2.5))
     assert read_image(path).warnings == ()
+
+
+def test_a_stack_has_no_dicom_segmentation(tmp_path: Path) -> None:
+    """It would have to refer to frames by their places, which the image does not list."""
+    planes = read_planes(saved(film("CT", SpacingBetweenSlices=2.5), tmp_path))
+    tissue = Concept("85756007", "SCT", "Tissue")
+    segments = [Segment("a", tissue, tissue, (1, 2, 3))]
+    labels = np.zeros(planes.grid.shape, np.uint8)
+    with pytest.raises(InputError, match=r"classic multi-frame.*Take the label map as \.nii"):
+        segmentation_of(labels, planes, segments, Origin(), description="")
 
 
 @pytest.mark.parametrize("between", [4.0, -4.0])

@@ -13,7 +13,7 @@ from support.dicom_phantoms import picture, volume
 
 from esp_medsam_app.data.dicom import read_planes
 from esp_medsam_app.data.dicom_parts import parts_of
-from esp_medsam_app.data.reading import read_image
+from esp_medsam_app.data.reading import is_readable_name, read_image
 from esp_medsam_app.errors import InputError
 
 
@@ -74,6 +74,12 @@ def test_a_secondary_capture_is_left_out_and_named(series: Path) -> None:
     found = parts_of(headers)
     assert [len(part.headers) for part in found.parts] == [5]
     assert len(found.aside) == 1
+
+
+def test_a_capture_that_comes_first_does_not_hide_the_series(series: Path) -> None:
+    capture(series).save_as(series / "0_dose.dcm", write_like_original=False)
+    assert is_readable_name(series)
+    assert read_image(series).grid.shape[2] == 5
 
 
 def test_captures_alone_are_images(tmp_path: Path) -> None:

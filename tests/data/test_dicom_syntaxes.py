@@ -102,10 +102,15 @@ def unmarked(stream: bytes) -> bytes:
     return stream[:2] + stream[4 + int.from_bytes(stream[4:6], "big") :]
 
 
-def photo(streams: list[bytes], tag: str, folder: Path) -> Path:
+def photograph(tag: str) -> FileDataset:
     dataset = picture("XC", colour=True)
     dataset.Rows, dataset.Columns = COLOURS.shape[:2]
     dataset.PhotometricInterpretation = tag
+    return dataset
+
+
+def photo(streams: list[bytes], tag: str, folder: Path) -> Path:
+    dataset = photograph(tag)
     if len(streams) > 1:
         dataset.NumberOfFrames = len(streams)
     return compressed(dataset, streams, "1.2.840.10008.1.2.4.50", folder)
@@ -133,6 +138,25 @@ def test_colours_are_those_that_the_stream_tells(
         voxels = read_image(photo(streams, tag, tmp_path)).voxels
         first = voxels if voxels.ndim == 3 else voxels[:, :, 0]
         assert np.abs(first.swapaxes(0, 1).astype(int) - COLOURS).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("transformed", "tag"),
+    [(1, "RGB"), (1, "YBR_RCT"), (1, "YBR_FULL"), (1, "YBR_FULL_422"), (0, "RGB")],
+)
+def test_colours_of_jpeg_2000(transformed: int, tag: str, tmp_path: Path) -> None:
+    stream = encoded(COLOURS, "JPEG2000", irreversible=False, mct=transformed, no_jp2=True)
+    for syntax in ("90", "201"):
+        path = compressed(photograph(tag), [stream], f"1.2.840.10008.1.2.4.{syntax}", tmp_path)
+        assert np.array_equal(read_image(path).voxels.swapaxes(0, 1), COLOURS), syntax
+
+
+def test_ycbcr_in_jpeg_2000_without_a_transformation(tmp_path: Path) -> None:
+    stored = np.asarray(Image.fromarray(COLOURS).convert("YCbCr"))
+    stream = encoded(stored, "JPEG2000", irreversible=False, mct=0, no_jp2=True)
+    path = compressed(photograph("YBR_FULL"), [stream], "1.2.840.10008.1.2.4.90", tmp_path)
+    read = read_image(path).voxels.swapaxes(0, 1).astype(int)
+    assert np.abs(read - COLOURS).max() <= 3
 
 
 def test_where_the_stream_says_nothing_the_tag_counts(tmp_path: Path) -> None:

@@ -96,7 +96,10 @@ def test_a_square_label_map_lies_as_stored(tmp_path: Path) -> None:
     labels = blue(image.voxels)
     plain = Grid(labels.shape, np.eye(4), has_patient_space=False)
     path = write_label_map(tmp_path / "square.png", labels, plain)
-    assert np.array_equal(read_label_map(path, image.grid).voxels, labels)
+    found = read_label_map(path, image.grid)
+    assert np.array_equal(found.voxels, labels)
+    # both are cut and turned alike
+    assert found.grid.upright == image.grid.upright
 
 
 @pytest.mark.parametrize("value", [0, 9, 6.5, "6", None])
