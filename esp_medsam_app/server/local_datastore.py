@@ -111,6 +111,8 @@ class SafeDatastore(LocalDatastore):
             auto_reload=auto_reload,
             read_only=read_only,
         )
+        if not read_only:
+            self._remove_partials()
         if auto_reload:
             # what is moved here is there all at once, as rsync does it
             self._handler.on_moved = self._on_any_event
@@ -285,11 +287,8 @@ class SafeDatastore(LocalDatastore):
                     self._to_history(change, image_id, tag, before)
                 if before.ext != suffix:
                     change.removed.append(file)
-            # a file of another name lies beside the one before, which counts till the model says
-            # otherwise: its info is never told of these voxels
-            beside = before is not None and before.ext != suffix
             entry.labels[tag] = DataModel(ext=suffix, info=info)
-            (change.history if beside else change.files).append((target, source))
+            change.files.append((target, source))
         logger.info("Kept label %r of image %r (%s)", tag, image_id, suffix)
 
     def _to_history(self, change: Change, image_id: str, tag: str, label: DataModel) -> None:
@@ -300,7 +299,7 @@ class SafeDatastore(LocalDatastore):
         numbers = [int(p.stem) for p in folder.glob("[0-9]*.json")]
         name = f"{max(numbers, default=0) + 1:06d}"
         info = json.dumps(label.info, indent=2).encode()
-        change.history += [(folder / f"{name}{label.ext}", file), (folder / f"{name}.json", info)]
+        change.files += [(folder / f"{name}{label.ext}", file), (folder / f"{name}.json", info)]
 
     def _history(self, image_id: str, tag: str) -> Path:
         return self._folder / HISTORY / tag / image_id
@@ -326,7 +325,22 @@ class SafeDatastore(LocalDatastore):
 
     def _reconcile_datastore(self) -> None:
         with self._file.transaction() as change:
-            change.history += self._follow_files(change.model)
+            change.files += self._follow_files(change.model)
+
+    def _remove_partials(self) -> None:
+        """Remove the hidden files that processes left which were killed while they wrote."""
+        model = self._datastore
+        labels = Path(model.label_path(None))
+        folders = [Path(model.image_path())]
+        folders += [entry for entry in _entries(labels) if entry.is_dir()]
+        folders += [image for tag in self._histories() for image in _entries(tag)]
+        try:
+            count = self._file.remove_partials(folders)
+        except OSError:
+            logger.warning("Half-written files cannot be removed", exc_info=True)
+            return
+        if count:
+            logger.info("Removed %d files that were left half-written", count)
 
     def _follow_files(self, model: LocalDatastoreModel) -> list[tuple[Path, Path | bytes]]:
         """Make a model agree with the files there are.
@@ -470,6 +484,10 @@ def _image_file(model: LocalDatastoreModel, image_id: str, suffix: str) -> Path:
 
 def _label_file(model: LocalDatastoreModel, image_id: str, tag: str, suffix: str) -> Path:
     return Path(model.label_path(tag)) / f"{image_id}{suffix}"
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _entry(model: LocalDatastoreModel, image_id: str) -> ImageLabelModel:

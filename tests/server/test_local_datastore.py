@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
             raise OSError(28, "No space left on device")
         path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
 
-    monkeypatch.setattr("esp_medsam_app.server.datastore_file._write_through", full)
+    monkeypatch.setattr("esp_medsam_app.server.file_changes._write", full)
     with pytest.raises(HTTPException, match="No space left") as caught:
         store.save_label("a", str(picture(tmp_path / "2.png", 2)), "final", {"who": "second"})
     assert caught.value.status_code == 500
