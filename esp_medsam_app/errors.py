@@ -42,3 +42,7 @@ class OutOfMemoryError(EspMedSamError):
 
 class UnreachableError(EspMedSamError):
     """Another server, the hospital's PACS, that does not answer or refuses to."""
+
+
+class FullDiskError(EspMedSamError):
+    """A disk that the server writes to and that has too little room."""

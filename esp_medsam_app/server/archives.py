@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -16,7 +16,12 @@ MOST_BYTES = 8 << 30
 _BLOCK = 1 << 20
 
 
-def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
+def unpack(
+    archive: Path,
+    folder: Path,
+    most_bytes: int = MOST_BYTES,
+    ask: Callable[[int], object] = lambda size: None,
+) -> int:
     """Write the files of a ZIP or TAR archive below a folder; how many.
 
     Links and devices are left out.
@@ -25,6 +30,8 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
         archive: its file.
         folder: that is there.
         most_bytes: of all files together, as they come out.
+        ask: called with the size of each block before it is written; raises where there is no
+            room for it.
 
     Raises:
         InputError: no such archive, damaged, empty, too large, or a file in it would come to lie
@@ -39,7 +46,7 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
             target = _inside(folder, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, target.open("wb") as file:
-                left -= _copy(content, file, left)
+                left -= _copy(content, file, left, ask)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
         raise InputError(f"the archive is damaged ({error})") from error
     except (RuntimeError, ValueError, zlib.error) as error:
@@ -79,12 +86,13 @@ def _inside(folder: Path, name: str) -> Path:
     return target
 
 
-def _copy(source: IO[bytes], target: IO[bytes], most: int) -> int:
+def _copy(source: IO[bytes], target: IO[bytes], most: int, ask: Callable[[int], object]) -> int:
     size = 0
     while block := source.read(_BLOCK):
         size += len(block)
         if size > most:
             raise InputError("the archive is too large when it is unpacked")
+        ask(len(block))
         target.write(block)
     return size
 

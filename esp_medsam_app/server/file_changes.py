@@ -153,10 +153,15 @@ def _digest(path: Path) -> str:
 
 
 def _write(path: Path, source: Path | bytes) -> None:
-    if isinstance(source, bytes):
-        path.write_bytes(source)
-    else:
-        shutil.copyfile(source, path)
+    try:
+        if isinstance(source, bytes):
+            path.write_bytes(source)
+        else:
+            shutil.copyfile(source, path)
+    except OSError as error:
+        # the system does not tell which file it could not write on
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _to_disk(paths: Sequence[Path]) -> None:

@@ -6,11 +6,9 @@ import copy
 import filecmp
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,19 +23,24 @@ from monailabel.datastore.local import (
 from esp_medsam_app.data.formats import is_dicom_file, suffix_of
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.server.datastore_file import Change, DatastoreFile
+from esp_medsam_app.server.disks import full_disk
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.sources import ImageSource
+from esp_medsam_app.server.told_texts import (
+    MOST_TAGS,
+    check_size,
+    check_told,
+    checked_name,
+    checked_tag,
+    text_of,
+)
 
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 HISTORY = "label_versions"
 # marks a label as the model's own, which can be computed again
 PREDICTED = "predicted"
 
 # beside the versions: the info of a label whose image is gone
 _GONE = "gone.json"
-# with a suffix, and what `written_whole` puts in front, still a file name
-_LONGEST_NAME = 180
-
 Prepare = Callable[
     [Path, Path, Mapping[str, Any]], AbstractContextManager[tuple[Path, dict[str, Any]]]
 ]
@@ -183,6 +186,7 @@ class SafeDatastore(LocalDatastore):
                 entry.image.ext = suffix
                 entry.image.info.update(info, ts=int(time.time()), name=target.name)
                 model.objects[image_id] = entry
+                check_told(change, entry.image.info)
                 change.files.append((target, source))
             return image_id
 
@@ -216,6 +220,7 @@ class SafeDatastore(LocalDatastore):
             entry = _entry(self._datastore, image_id)
             image = _image_file(self._datastore, image_id, entry.image.ext)
             info = self._without_own_notes(label_info)
+            check_size(info)
             with self._prepare(file, image, info) as (prepared, info):
                 self._keep_label(image_id, tag, prepared, info)
         return image_id
@@ -240,7 +245,7 @@ class SafeDatastore(LocalDatastore):
             HTTPException: 404 unknown label.
         """
         with _told(), self._file.transaction() as change:
-            tag = _text(label_tag)
+            tag = text_of(label_tag)
             label = _label(change.model, label_id, tag)
             self._to_history(change, label_id, tag, label)
             change.removed.append(_label_file(change.model, label_id, tag, label.ext))
@@ -255,7 +260,9 @@ class SafeDatastore(LocalDatastore):
         with _told():
             plain = _plain(info)
             with self._file.transaction() as change:
-                _entry(change.model, image_id).image.info.update(plain)
+                known = _entry(change.model, image_id).image.info
+                known.update(plain)
+                check_told(change, known)
 
     def update_label_info(self, label_id: str, label_tag: str, info: Mapping[str, Any]) -> None:
         """Add to a label's info, or alter it.
@@ -266,7 +273,9 @@ class SafeDatastore(LocalDatastore):
         with _told():
             plain = self._without_own_notes(info)
             with self._file.transaction() as change:
-                _label(change.model, label_id, _text(label_tag)).info.update(plain)
+                known = _label(change.model, label_id, text_of(label_tag)).info
+                known.update(plain)
+                check_told(change, known)
 
     def _without_own_notes(self, info: Any) -> dict[str, Any]:
         return {key: value for key, value in _plain(info).items() if key not in self._own_notes}
@@ -279,6 +288,11 @@ class SafeDatastore(LocalDatastore):
             entry = _entry(change.model, image_id)
             target = _label_file(change.model, image_id, tag, suffix)
             before = entry.labels.get(tag)
+            if before is None and len(entry.labels) >= MOST_TAGS:
+                raise InputError(
+                    f"image {image_id!r} has labels of {MOST_TAGS} tags already",
+                    remedy="Submit the label with one of these tags",
+                )
             info = {**info, "ts": int(time.time()), "name": target.name}
             if before is not None:
                 file = _label_file(change.model, image_id, tag, before.ext)
@@ -423,36 +437,6 @@ class SafeDatastore(LocalDatastore):
         return known != path.exists()
 
 
-def checked_tag(tag: Any) -> str:
-    """A label's tag, which is also a folder's name; raises InputError if it cannot be one."""
-    text = _text(tag)
-    if not TAG.fullmatch(text):
-        raise InputError(f"{text!r} cannot be a label's tag")
-    return text
-
-
-def checked_name(image_id: Any) -> str:
-    """An image's id, which is also a file's name; raises InputError if it cannot be one."""
-    if (
-        not isinstance(image_id, str)
-        or not image_id
-        or image_id.startswith(".")
-        or any(char in "/\\" or not char.isprintable() for char in image_id)
-        or len(image_id.encode(errors="replace")) > _LONGEST_NAME
-    ):
-        raise InputError(
-            f"{image_id!r} cannot be an image's id",
-            remedy=f"Take up to {_LONGEST_NAME} characters of a file name: no / and \\, and no dot "
-            "in front",
-        )
-    return image_id
-
-
-def _text(tag: Any) -> str:
-    # MONAI Label's own tags are both; as text they would be `DefaultLabelTag.FINAL`
-    return str(tag.value if isinstance(tag, Enum) else tag)
-
-
 def _found(file: Path, suffix: str, remembered: Path | None = None) -> DataModel:
     info = {"ts": int(time.time()), "name": file.name}
     if remembered is not None and remembered.is_file():
@@ -522,8 +506,8 @@ def _told(source: ImageSource | None = None) -> Iterator[None]:
     except EspMedSamError as error:
         raise as_http_error(error, source) from error
     except OSError as error:
-        told = EspMedSamError(
+        told = full_disk(error) or EspMedSamError(
             f"the datastore cannot be written ({error.strerror or error})",
-            remedy="The server's disk may be full, or locked by another process",
+            remedy="Another process may hold its lock, or the folder is read-only",
         )
         raise as_http_error(told, source) from error

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from monailabel.utils.sessions import SessionInfo, Sessions
 
-from esp_medsam_app.errors import InputError
+from esp_medsam_app.errors import FullDiskError, InputError
 from esp_medsam_app.server.archives import only_folder, unpack
+from esp_medsam_app.server.disks import SESSIONS, TEMPORARY, current_room, on_one_disk
 from esp_medsam_app.server.http_errors import as_http_error
 
 _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -45,15 +46,16 @@ class CheckedSessions(Sessions):
         """Keep an image for a while, or what an archive of it holds.
 
         Raises:
-            HTTPException: 422 an archive that cannot be unpacked, or not safely.
+            HTTPException: 422 an archive that cannot be unpacked, or not safely; 507 there is no
+                room for what it holds.
         """
         if not uncompress or Path(data_file).is_dir():
             return super().add_session(data_file, expiry, False, session_id)
         folder = Path(tempfile.mkdtemp(prefix="esp_medsam_"))
         try:
-            unpack(Path(data_file), folder)
+            unpack(Path(data_file), folder, ask=_ask)
             return super().add_session(str(only_folder(folder)), expiry, False, session_id)
-        except InputError as error:
+        except (InputError, FullDiskError) as error:
             raise as_http_error(error) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -78,3 +80,14 @@ class CheckedSessions(Sessions):
                 shutil.rmtree(folder, ignore_errors=True)
                 count += 1
         return count
+
+
+def _ask(size: int) -> None:
+    """Have room for a block of an archive, now and where the session will keep it."""
+    room = current_room()
+    if room is None:
+        return
+    room.promise(TEMPORARY, size)
+    room.written(TEMPORARY, size)
+    if not on_one_disk(TEMPORARY, SESSIONS):
+        room.promise(SESSIONS, size)
