@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -196,9 +197,10 @@ class FrontDoor:
         self._threads.close()
 
     def _redaction(self) -> Redaction:
-        roots = tuple(str(folder) for folder in _folders())
-        if self._known_redaction is None or self._known_redaction[0] != roots:
-            self._known_redaction = roots, Redaction(roots)
+        # asked for with every answer, while the folders are the same all the time
+        chosen = _chosen_folders()
+        if self._known_redaction is None or self._known_redaction[0] != chosen:
+            self._known_redaction = chosen, Redaction(_folders())
         return self._known_redaction[1]
 
     def _measure(self) -> None:
@@ -266,10 +268,20 @@ def _written() -> list[Path]:
     return [folder for name, folder in written_folders().items() if name in (STUDIES, APP)]
 
 
+def _chosen_folders() -> tuple[str, ...]:
+    """What `_folders` depends on."""
+    return (
+        str(monai_settings.MONAI_LABEL_STUDIES),
+        str(monai_settings.MONAI_LABEL_APP_DIR),
+        str(monai_settings.MONAI_LABEL_SESSION_PATH),
+        str(monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH),
+        str(monai_settings.MONAI_LABEL_DATASTORE_CACHE_PATH),
+        tempfile.gettempdir(),
+    )
+
+
 def _folders() -> list[Path]:
     """All folders of the server whose place is nobody's business."""
-    import tempfile
-
     package = Path(__file__).resolve().parents[1]
     chosen = (
         monai_settings.MONAI_LABEL_SESSION_PATH,

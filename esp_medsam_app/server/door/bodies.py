@@ -107,7 +107,8 @@ class Bodies:
         with self._disks.room() as room:
             upload = Upload(body, room, access)
             try:
-                await asyncio.to_thread(upload.expect, told)
+                if upload.needs_room(told):
+                    await asyncio.to_thread(upload.expect, told)
                 await self._read(upload, most, receive)
                 body.rewind()
                 await self._app({**scope, BODY: body}, receive, send)
@@ -131,8 +132,11 @@ class Bodies:
                 # it may go to the disk, for which the event loop is not to wait
                 await asyncio.to_thread(upload.add, b"".join(kept))
                 kept, waiting = [], 0
-        if waiting:
-            await asyncio.to_thread(upload.add, b"".join(kept))
+        rest = b"".join(kept)
+        if upload.needs_room(upload.size + len(rest)):
+            await asyncio.to_thread(upload.add, rest)
+        else:
+            upload.add(rest)
 
 
 async def chunks(receive: Receive, most: int, seconds: float) -> AsyncIterator[bytes]:
@@ -189,6 +193,16 @@ class Upload:
         self._copies = copies
         self._expected = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes that have come."""
+        return self._body.size
+
+    def needs_room(self, size: int) -> bool:
+        """Whether a body of this size goes to a disk: it stays in memory, or is kept for good."""
+        is_upload = self._access.size is Size.UPLOAD and size > 0
+        return is_upload and (self._access.kept is not None or size > _IN_MEMORY)
+
     def expect(self, size: int) -> None:
         """Have room for a body of this size.
 
@@ -196,8 +210,7 @@ class Upload:
             FullDiskError: there is too little.
         """
         kept, more = self._access.kept, size - self._expected
-        # what stays in memory needs none, unless it is kept for good
-        if more <= 0 or self._access.size is not Size.UPLOAD or not (kept or size > _IN_MEMORY):
+        if more <= 0 or not self.needs_room(size):
             return
         self._expected = size
         self._room.promise(TEMPORARY, self._copies * more)

@@ -19,6 +19,7 @@ from esp_medsam_app.server.disks import full_disk
 from esp_medsam_app.server.door import (
     datastore_routes,
     infer_routes,
+    info_routes,
     model_routes,
     ohif,
     session_routes,
@@ -65,6 +66,7 @@ def rooms(
         lifespan=lifespan,
     )
     for routes in (
+        info_routes.router,
         infer_routes.router,
         datastore_routes.router,
         session_routes.router,
