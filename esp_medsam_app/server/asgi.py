@@ -12,7 +12,7 @@ A request goes through these layers, from the network inwards:
 1. `Answers`: a number for each request, errors as JSON, no paths of the server, counting;
 2. CORS and `Origins`: which web pages may ask;
 3. `Gate`: who may ask for what, by a token or Keycloak; `access` has the table;
-4. `Health` and `DicomProxy` answer by themselves;
+4. `Health` and `DicomProxy` answer by themselves; `SharedAnswers` answers equal requests once;
 5. `Bodies`: the body is read as a whole, as far as it may and as the disks have room;
 6. `Lanes`: a place to be worked on, after those who came before, or 429;
 7. `OffTheLoop`: a thread with an event loop of its own;
@@ -74,6 +74,7 @@ from esp_medsam_app.server.door.redaction import Redaction
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.rooms import rooms
 from esp_medsam_app.server.door.settings import DoorSettings
+from esp_medsam_app.server.door.shared_answers import SharedAnswers
 from esp_medsam_app.server.door.temporary import TemporaryFolder
 from esp_medsam_app.server.door.threads import OffTheLoop
 from esp_medsam_app.server.log_lines import guard_logs
@@ -140,13 +141,14 @@ class FrontDoor:
             min_free_mb=settings.min_free_mb,
             written=_written,
         )
-        self._bodies = Bodies(
+        bodies = Bodies(
             Lanes(self._threads, lanes.of, self.metrics),
             disks,
             max_upload_mb=settings.max_upload_mb,
             max_json_kb=settings.max_json_kb,
             upload_seconds=settings.upload_seconds,
         )
+        self._shared = SharedAnswers(bodies)
         origins = normalised(monai_settings.MONAI_LABEL_CORS_ORIGINS)
         gate = Gate(
             self._health,
@@ -182,7 +184,7 @@ class FrontDoor:
         if scope["path"].startswith(PREFIX):
             await self._proxy(scope, receive, send)
         else:
-            await self._bodies(scope, receive, send)
+            await self._shared(scope, receive, send)
 
     async def _room(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._monai_label if is_dicom_seg(scope) else self._rooms

@@ -79,6 +79,7 @@ class DatastoreFile:
         self._between_processes = FileLock(path.with_name(".lock"), timeout=_LOCK_SECONDS)
         self._seen: tuple[_Stamp | None, LocalDatastoreModel] = (None, model)
         self._open: Change | None = None
+        self._making: threading.Event | None = None
 
     def read(self) -> LocalDatastoreModel:
         """The model as it is on disk now; not to be altered."""
@@ -138,6 +139,11 @@ class DatastoreFile:
 
     def _settle(self) -> None:
         """Wait for a change that is being made, or complete it where its process was killed."""
+        making = self._making
+        if making is not None:
+            # one of this process, which ends in a moment; others may wait for the lock
+            making.wait(_LOCK_SECONDS)
+            return
         try:
             with self._locked():
                 pass
@@ -205,7 +211,13 @@ class DatastoreFile:
         if content != change.content or change.files or change.removed:
             described.append((self.path, content))
         if described:
-            self._changes.make([*described, *change.files], change.removed)
+            made = self._making = threading.Event()
+            try:
+                # a description that is read has its files in place
+                self._changes.make([*change.files, *described], change.removed)
+            finally:
+                self._making = None
+                made.set()
             self._seen = (_stamp(self.path), change.model)
             self._copy(content)
 

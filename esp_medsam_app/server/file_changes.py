@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,21 @@ from monailabel.utils.others.generic import remove_file
 from esp_medsam_app.data.whole_files import partial_of
 
 _VERSION = 1
-Replacement = tuple[Path, "Path | bytes"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The content of a file that the same change replaces or removes: it need not be copied.
+
+    Attributes:
+        path: of the file.
+    """
+
+    path: Path
+
+
+Content = Path | bytes | Kept
+Replacement = tuple[Path, Content]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +68,7 @@ class FileChanges:
         """Put files in place, in this order, and remove others.
 
         Args:
-            replaced: targets, each with its content or the file to copy.
+            replaced: targets, each with its content, the file to copy or the one to keep.
             removed: files and folders.
 
         Raises:
@@ -61,16 +76,19 @@ class FileChanges:
                 made, and `complete` does what is left of it.
         """
         staged: list[tuple[Path, Path]] = []
+        written: list[Path] = []
         try:
             for target, source in replaced:
-                staged.append((partial_of(target), target))
-                _write(staged[-1][0], source)
+                partial = partial_of(target)
+                staged.append((partial, target))
+                if _write(partial, source):
+                    written.append(partial)
             if len(staged) == 1 and not removed:
                 # a single replacement is all or nothing by itself
-                _to_disk([staged[0][0]])
+                _to_disk(written)
                 os.replace(*staged[0])
                 return
-            self._announce(staged, removed)
+            self._announce(staged, removed, written)
         except BaseException:
             for partial, _ in staged:
                 partial.unlink(missing_ok=True)
@@ -104,7 +122,12 @@ class FileChanges:
         logger.info("Completed a change of %d files that was left half-way", len(staged))
         return True
 
-    def _announce(self, staged: Sequence[tuple[Path, Path]], removed: Sequence[Path]) -> None:
+    def _announce(
+        self,
+        staged: Sequence[tuple[Path, Path]],
+        removed: Sequence[Path],
+        written: Sequence[Path],
+    ) -> None:
         before = _digest(self._described)
         after = next((_digest(one) for one, other in staged if other == self._described), before)
         told: dict[str, Any] = {
@@ -118,7 +141,7 @@ class FileChanges:
         try:
             _write(partial, json.dumps(told).encode())
             # all of them together: the disk is waited for once, not for each
-            _to_disk([*(one for one, _ in staged), partial])
+            _to_disk([*written, partial])
             os.replace(partial, self.journal)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -152,12 +175,20 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _write(path: Path, source: Path | bytes) -> None:
+def _write(path: Path, source: Content) -> bool:
+    """Write a file; whether its content is not on the disk yet."""
     try:
         if isinstance(source, bytes):
             path.write_bytes(source)
-        else:
-            shutil.copyfile(source, path)
+            return True
+        if isinstance(source, Kept):
+            with suppress(OSError):
+                os.link(source.path, path)
+                return False
+            # not every file system can do this
+            source = source.path
+        shutil.copyfile(source, path)
+        return True
     except OSError as error:
         # the system does not tell which file it could not write on
         error.filename = error.filename or str(path)

@@ -24,6 +24,7 @@ from esp_medsam_app.data.formats import is_dicom_file, suffix_of
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.server.datastore_file import Change, DatastoreFile
 from esp_medsam_app.server.disks import full_disk
+from esp_medsam_app.server.file_changes import Kept, Replacement
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.sources import ImageSource
 from esp_medsam_app.server.told_texts import (
@@ -313,7 +314,10 @@ class SafeDatastore(LocalDatastore):
         numbers = [int(p.stem) for p in folder.glob("[0-9]*.json")]
         name = f"{max(numbers, default=0) + 1:06d}"
         info = json.dumps(label.info, indent=2).encode()
-        change.files += [(folder / f"{name}{label.ext}", file), (folder / f"{name}.json", info)]
+        change.files += [
+            (folder / f"{name}{label.ext}", Kept(file)),
+            (folder / f"{name}.json", info),
+        ]
 
     def _history(self, image_id: str, tag: str) -> Path:
         return self._folder / HISTORY / tag / image_id
@@ -356,14 +360,14 @@ class SafeDatastore(LocalDatastore):
         if count:
             logger.info("Removed %d files that were left half-written", count)
 
-    def _follow_files(self, model: LocalDatastoreModel) -> list[tuple[Path, Path | bytes]]:
+    def _follow_files(self, model: LocalDatastoreModel) -> list[Replacement]:
         """Make a model agree with the files there are.
 
         Returns:
             What to write down of labels whose image is gone: it may be back in a moment, as when
             somebody replaces it by hand, and the label shall then have its info.
         """
-        remembered: list[tuple[Path, Path | bytes]] = []
+        remembered: list[Replacement] = []
         for image_id, entry in list(model.objects.items()):
             if not _image_file(model, image_id, entry.image.ext).exists():
                 logger.info("Image %r is not there any more", image_id)

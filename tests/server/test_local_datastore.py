@@ -181,12 +181,11 @@ def test_a_full_disk_leaves_everything_as_it_was(
     store.save_label("a", str(picture(tmp_path / "1.png", 1)), "final", {"who": "first"})
     before = (folder / "datastore_v2.json").read_bytes()
 
-    def full(path: Path, source: Path | bytes) -> None:
-        if isinstance(source, bytes) == (broken == "datastore"):
-            raise OSError(28, "No space left on device")
-        path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("esp_medsam_app.server.file_changes._write", full)
+    target = "shutil.copyfile" if broken == "label" else "pathlib.Path.write_bytes"
+    monkeypatch.setattr(target, full)
     with pytest.raises(HTTPException, match="too little room") as caught:
         store.save_label("a", str(picture(tmp_path / "2.png", 2)), "final", {"who": "second"})
     assert caught.value.status_code == 507
