@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -73,13 +73,19 @@ class Disks:
     def _promise(self, name: str, size: int) -> int:
         """Promise room on the disk of a folder; the disk's number."""
         folder = _there(self._folders()[name])
-        disk = os.stat(folder).st_dev
+        disk = disk_of(folder)
         with self._lock:
             free = shutil.disk_usage(folder).free
             if free - self._promised[disk] - size < self._least_free:
                 raise too_full(name, free)
             self._promised[disk] += size
         return disk
+
+    def _guard(self, now: str, later: Sequence[str]) -> Guard:
+        folders = self._folders()
+        with self._lock:
+            least = self._least_free + max(self._promised.values(), default=0)
+        return Guard(least, (now, folders[now]), {name: folders[name] for name in later})
 
     def _written(self, disk: int, size: int) -> None:
         with self._lock:
@@ -121,6 +127,10 @@ class Room:
         for disk, promised in self._left.pop(name, []):
             self._disks._written(disk, promised)
 
+    def guard(self, now: str, *later: str) -> Guard:
+        """For what is written to one folder now and kept in others later."""
+        return self._disks._guard(now, later)
+
     def close(self) -> None:
         """Give back what was not used."""
         for name in list(self._left):
@@ -135,10 +145,47 @@ def current_room() -> Room | None:
     return _CURRENT.get()
 
 
-def on_one_disk(*names: str) -> bool:
-    """Whether some of the server's folders are on one disk."""
-    folders = written_folders()
-    return len({os.stat(_there(folders[name])).st_dev for name in names}) == 1
+class Guard:
+    """Called before something is written whose size is not known in advance; raises on no room.
+
+    It may be sent to another process.
+
+    Args:
+        least_free: bytes that stay free on each disk.
+        now: folder that is written to, by its name.
+        later: folders in which all of it will be kept, likewise.
+    """
+
+    def __init__(
+        self, least_free: int, now: tuple[str, Path], later: Mapping[str, Path] | None = None
+    ) -> None:
+        self._least_free = least_free
+        self._now = now
+        disk = disk_of(now[1])
+        # on one and the same disk it is only given another name
+        self._later = {
+            name: folder for name, folder in (later or {}).items() if disk_of(folder) != disk
+        }
+        self._written = 0
+
+    def __call__(self, size: int) -> None:
+        """Before `size` bytes more are written.
+
+        Raises:
+            FullDiskError: there is too little room.
+        """
+        self._written += size
+        asked = [(*self._now, size)]
+        asked += [(name, folder, self._written) for name, folder in self._later.items()]
+        for name, folder, more in asked:
+            free = shutil.disk_usage(_there(folder)).free
+            if free - more < self._least_free:
+                raise too_full(name, free)
+
+
+def disk_of(folder: Path) -> int:
+    """The number of the disk that a folder is on, or will be on."""
+    return os.stat(_there(folder)).st_dev
 
 
 def too_full(name: str, free: int) -> FullDiskError:

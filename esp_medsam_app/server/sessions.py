@@ -13,7 +13,7 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 
 from esp_medsam_app.errors import FullDiskError, InputError
 from esp_medsam_app.server.archives import only_folder, unpack
-from esp_medsam_app.server.disks import SESSIONS, TEMPORARY, current_room, on_one_disk
+from esp_medsam_app.server.disks import SESSIONS, TEMPORARY, current_room
 from esp_medsam_app.server.http_errors import as_http_error
 
 _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -53,7 +53,9 @@ class CheckedSessions(Sessions):
             return super().add_session(data_file, expiry, False, session_id)
         folder = Path(tempfile.mkdtemp(prefix="esp_medsam_"))
         try:
-            unpack(Path(data_file), folder, ask=_ask)
+            room = current_room()
+            guard = room.guard(TEMPORARY, SESSIONS) if room else _no_limit
+            unpack(Path(data_file), folder, ask=guard)
             return super().add_session(str(only_folder(folder)), expiry, False, session_id)
         except (InputError, FullDiskError) as error:
             raise as_http_error(error) from error
@@ -82,12 +84,5 @@ class CheckedSessions(Sessions):
         return count
 
 
-def _ask(size: int) -> None:
-    """Have room for a block of an archive, now and where the session will keep it."""
-    room = current_room()
-    if room is None:
-        return
-    room.promise(TEMPORARY, size)
-    room.written(TEMPORARY, size)
-    if not on_one_disk(TEMPORARY, SESSIONS):
-        room.promise(SESSIONS, size)
+def _no_limit(size: int) -> None:
+    """Outside of requests."""

@@ -58,7 +58,7 @@ _RULES: tuple[tuple[str, str, Access], ...] = (
     ("PUT", r"/datastore(/image|/label)?", Access(Role.ANNOTATOR, Size.UPLOAD, STUDIES)),
     ("PUT POST", r"/datastore/.*", Access(Role.ANNOTATOR)),
     ("GET HEAD", r"/datastore/dataset", Access(Role.ANNOTATOR)),
-    ("POST", r"/scoring(/.*)?", Access(Role.ANNOTATOR)),
+    ("POST DELETE", r"/scoring(/.*)?", Access(Role.ANNOTATOR)),
     ("PUT POST", r"/session", Access(Role.USER, Size.UPLOAD, SESSIONS)),
     ("POST", r"/infer/.*", Access(Role.USER, Size.UPLOAD)),
     ("POST", r"/proxy/dicom/.*", Access(Role.ANNOTATOR, Size.UPLOAD)),
