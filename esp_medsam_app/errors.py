@@ -46,3 +46,7 @@ class UnreachableError(EspMedSamError):
 
 class BusyError(EspMedSamError):
     """The server has too much to do at this moment."""
+
+
+class FullDiskError(EspMedSamError):
+    """A disk that the server writes to and that has too little room."""

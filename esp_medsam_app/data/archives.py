@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from esp_medsam_app.errors import EspMedSamError, InputError
+from esp_medsam_app.errors import EspMedSamError, FullDiskError, InputError
 
 MOST_FILES = 20_000
 MOST_BYTES = 8 << 30
@@ -39,7 +40,12 @@ class _Member(tarfile.TarInfo):
             raise InputError("the archive says too much of one of its files")
 
 
-def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
+def unpack(
+    archive: Path,
+    folder: Path,
+    most_bytes: int = MOST_BYTES,
+    ask: Callable[[int], object] | None = None,
+) -> int:
     """Write the files of a ZIP or TAR archive below a folder; how many.
 
     Links and devices are left out.
@@ -48,6 +54,8 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
         archive: its file.
         folder: that is there.
         most_bytes: of all files together, as they come out.
+        ask: called with the size of each block before it is written; raises where there is no
+            room for it.
 
     Raises:
         InputError: no such archive, damaged, empty, too large, or a file in it would come to lie
@@ -62,7 +70,7 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
             target = _inside(folder, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, target.open("wb") as file:
-                left -= _copy(content, file, left)
+                left -= _copy(content, file, left, ask)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
         raise InputError(f"the archive is damaged ({error})") from error
     except (RuntimeError, ValueError, zlib.error, lzma.LZMAError) as error:
@@ -70,7 +78,8 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES) -> int:
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError("the archive has a file and a folder of one name") from error
     except OSError as error:
-        raise EspMedSamError(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (FullDiskError if full else EspMedSamError)(
             f"the archive cannot be unpacked ({error.strerror or error})",
             remedy="The server's disk may be full",
         ) from error
@@ -115,12 +124,16 @@ def _inside(folder: Path, name: str) -> Path:
     return target
 
 
-def _copy(source: IO[bytes], target: IO[bytes], most: int) -> int:
+def _copy(
+    source: IO[bytes], target: IO[bytes], most: int, ask: Callable[[int], object] | None
+) -> int:
     size = 0
     while block := source.read(_BLOCK):
         size += len(block)
         if size > most:
             raise InputError("the archive is too large when it is unpacked")
+        if ask is not None:
+            ask(len(block))
         target.write(block)
     return size
 

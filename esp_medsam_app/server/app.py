@@ -37,7 +37,8 @@ from esp_medsam_app.server.devices import DeviceLoads
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.killed_processes import explain_killed_processes
-from esp_medsam_app.server.local_datastore import TAG, SafeDatastore
+from esp_medsam_app.server.local_datastore import SafeDatastore
+from esp_medsam_app.server.log_lines import guard_logs
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
 from esp_medsam_app.server.pacs.pointers import grid_of
 from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
@@ -48,6 +49,7 @@ from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelSco
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
 from esp_medsam_app.server.submitted_labels import SubmittedLabels
+from esp_medsam_app.server.told_texts import TAG, quoted
 from esp_medsam_app.server.uncertainty_scoring import UncertaintyScoring
 from esp_medsam_app.server.version_routes import add_version_routes
 
@@ -75,6 +77,7 @@ class EspMedSamApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
         end_with_server()
+        guard_logs()
         # MONAI Label downloads itkimage2segimage where it finds none; ours lies beside Python.
         tools = str(Path(sys.executable).parent)
         if tools not in os.environ.get("PATH", "").split(os.pathsep):
@@ -390,7 +393,7 @@ def _checked_tag(tag: Any) -> str:
     if tag is None or tag == "":
         return str(DefaultLabelTag.ORIGINAL.value)
     if not isinstance(tag, str) or not TAG.fullmatch(tag):
-        raise InputError(f"params.label_tag: {tag!r} cannot be a label's tag")
+        raise InputError(f"params.label_tag: {quoted(tag)} cannot be a label's tag")
     return tag
 
 

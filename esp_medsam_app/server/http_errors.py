@@ -10,12 +10,14 @@ from fastapi import HTTPException
 from esp_medsam_app.errors import (
     BusyError,
     EspMedSamError,
+    FullDiskError,
     InputError,
     OutOfMemoryError,
     UnknownNameError,
     UnreachableError,
     WeightsError,
 )
+from esp_medsam_app.server.disks import full_disk
 from esp_medsam_app.server.sources import ImageSource
 
 _STATUS: dict[type[EspMedSamError], int] = {
@@ -25,6 +27,7 @@ _STATUS: dict[type[EspMedSamError], int] = {
     WeightsError: 503,
     UnreachableError: 503,
     BusyError: 503,
+    FullDiskError: 507,
 }
 # Seconds after which the PACS may be back; its outages are seldom shorter.
 _ASK_AGAIN = {"Retry-After": "30"}
@@ -40,6 +43,7 @@ def as_http_error(error: Exception, source: ImageSource | None = None) -> HTTPEx
             whose traceback goes to the log under a number that the client is told.
         source: the image, whose path on the server gives way to its name.
     """
+    error = full_disk(error) or error
     if isinstance(error, MemoryError):
         error = OutOfMemoryError(
             "the image needs more main memory than there is", remedy="Crop or downsample it"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -73,16 +74,17 @@ def read_grid(path: str | Path) -> Grid:
     return cast(Grid, readers().read("read_grid", path, memory=limit, seconds=_time(path)))
 
 
-def unpack(archive: Path, folder: Path) -> int:
+def unpack(archive: Path, folder: Path, ask: Callable[[int], object] | None = None) -> int:
     """As `data.archives.unpack`.
 
     Raises:
         InputError: as there; or it takes too long.
+        FullDiskError: there is no room.
         BusyError: all readers are busy.
     """
     if not _apart():
-        return archives.unpack(archive, folder)
-    count = readers().read("unpack", archive, folder, memory=LEAST, seconds=_time(archive))
+        return archives.unpack(archive, folder, ask=ask)
+    count = readers().read("unpack", archive, folder, ask=ask, memory=LEAST, seconds=_time(archive))
     return cast(int, count)
 
 

@@ -14,6 +14,7 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 from esp_medsam_app.data.archives import only_folder
 from esp_medsam_app.data.attached import check_attached
 from esp_medsam_app.errors import EspMedSamError
+from esp_medsam_app.server.disks import SESSIONS, TEMPORARY, current_room
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.reading import unpack
 from esp_medsam_app.server.sources import ImageSource
@@ -49,13 +50,14 @@ class CheckedSessions(Sessions):
 
         Raises:
             HTTPException: 422 an archive that cannot be unpacked, or not safely; a header whose
-                voxels would lie in another file.
+                voxels would lie in another file; 507 there is no room for what it holds.
         """
         source = Path(data_file)
         folder = Path(tempfile.mkdtemp(prefix="esp_medsam_"))
         try:
             if uncompress and not source.is_dir():
-                unpack(source, folder)
+                room = current_room()
+                unpack(source, folder, ask=room.guard(TEMPORARY, SESSIONS) if room else None)
                 source = only_folder(folder)
             for file in source.rglob("*") if source.is_dir() else [source]:
                 if file.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from esp_medsam_app.server.door.asgi_types import App, Receive, Scope, Send, answer
@@ -22,7 +22,6 @@ class Health:
         app: gets all other requests.
         lanes: that must have room, and move.
         metrics: to be shown.
-        check: raises for whom the metrics are not.
         min_free_mb: of each disk that is written to.
         written: the folders that are written to.
     """
@@ -33,14 +32,12 @@ class Health:
         *,
         lanes: list[Lane],
         metrics: Metrics,
-        check: Callable[[Scope], Awaitable[None]],
         min_free_mb: float,
         written: Callable[[], list[Path]],
     ) -> None:
         self._app = app
         self._lanes = lanes
         self._metrics = metrics
-        self._check = check
         self._least_free = min_free_mb * _MB
         self._written = written
         self.is_ready = False
@@ -60,7 +57,6 @@ class Health:
                 raise RefusedError(503, "; ".join(found), {"retry-after": "5"})
             await answer(send, 200, {"status": "ready"})
         else:
-            await self._check(scope)
             await answer(send, 200, self._metrics.text(), {"content-type": CONTENT_TYPE})
 
     def _missing(self) -> list[str]:

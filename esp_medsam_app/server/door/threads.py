@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 
 from esp_medsam_app.server.door.asgi_types import App, Message, Receive, Scope, Send
@@ -58,8 +57,23 @@ class OffTheLoop:
                 raise AssertionError
             return message
 
+        held: list[Message] = []
+
         async def pass_on(message: Message) -> None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_sent(send, message), main))
+            # a beginning waits for what follows it: one way to the event loop for both
+            held.append(message)
+            if message["type"] != "http.response.start":
+                await flush()
+
+        async def flush() -> None:
+            messages, held[:] = held[:], []
+            sent = asyncio.run_coroutine_threadsafe(_sent(send, messages), main)
+            await asyncio.wrap_future(sent)
+
+        async def answered() -> None:
+            await self._app(scope, receive, pass_on)
+            if held:
+                await flush()
 
         scope.pop(BODY)
         scope[_AWAY] = True
@@ -67,12 +81,9 @@ class OffTheLoop:
         loop: asyncio.AbstractEventLoop | None = getattr(_kept, "loop", None)
         if loop is None:
             loop = _kept.loop = asyncio.new_event_loop()
-        loop.run_until_complete(_awaited(self._app(scope, receive, pass_on)))
+        loop.run_until_complete(answered())
 
 
-async def _sent(send: Send, message: Message) -> None:
-    await send(message)
-
-
-async def _awaited(answering: Awaitable[None]) -> None:
-    await answering
+async def _sent(send: Send, messages: list[Message]) -> None:
+    for message in messages:
+        await send(message)

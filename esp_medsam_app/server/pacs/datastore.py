@@ -41,7 +41,7 @@ from esp_medsam_app.errors import (
 )
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.http_errors import as_http_error
-from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore, checked_tag
+from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore
 from esp_medsam_app.server.pacs.archive_index import ArchiveIndex, Series
 from esp_medsam_app.server.pacs.archived_labels import INSTANCE, ArchivedLabels
 from esp_medsam_app.server.pacs.client import PacsClient, is_default
@@ -58,6 +58,7 @@ from esp_medsam_app.server.pacs.series_cache import GIGABYTE, CachedSeries, Seri
 from esp_medsam_app.server.submitted_labels import (
     SubmittedLabels,
 )
+from esp_medsam_app.server.told_texts import checked_tag
 from esp_medsam_app.weights.integrity import sha256_of
 
 FINAL = str(DefaultLabelTag.FINAL.value)

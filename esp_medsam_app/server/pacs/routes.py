@@ -45,6 +45,8 @@ def add_dicom_seg_route(endpoints: FastAPI) -> None:
         tags=["Infer"],
         summary=summary,
         dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        # else nobody tells it who asks: see `rooms`
+        dependency_overrides_provider=endpoints,
     )
     endpoints.router.routes.insert(0, route)
     setattr(endpoints.state, _MARK, True)
