@@ -150,6 +150,8 @@ def roomy(
 ) -> Callable[..., tuple[TestClient, Callable[[Path], float]]]:
     """A front door, and disks of its folders with this many MB."""
     (tmp_path / "sessions").mkdir(exist_ok=True)
+    # only in this process are the disks small
+    monkeypatch.setattr("esp_medsam_app.server.reading._apart", lambda: False)
     folders = {"temporary": temporary, "studies": studies, "sessions": tmp_path / "sessions"}
 
     def make(**sizes: float) -> tuple[TestClient, Callable[[Path], float]]:
