@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from esp_medsam_app.errors import EspMedSamError, InputError
+from esp_medsam_app import errors
+from esp_medsam_app.errors import EspMedSamError
 
 KEPT, RETIRES = b"k", b"r"
 _RESULT, _ERROR, _FAILURE = b"=", b"!", b"?"
@@ -89,7 +90,7 @@ def send_error(answers: BinaryIO, error: EspMedSamError) -> None:
         "problem": error.problem,
         "path": path,
         "remedy": error.remedy,
-        "of_file": isinstance(error, InputError),
+        "kind": type(error).__name__,
     }
     _send_text(answers, _ERROR, json.dumps(told))
 
@@ -126,10 +127,12 @@ def receive(read_into: Callable[[memoryview], None], most: int | None) -> Any:
             told = json.loads(content)
             problem, remedy = str(told["problem"]), str(told["remedy"])
             its_path = told["path"]
-            known = InputError if told["of_file"] else EspMedSamError
+            kind_of_error = getattr(errors, str(told["kind"]), None)
         except (ValueError, KeyError, TypeError) as error:
             raise ReaderFailedError("the answer of a reader is none") from error
-        raise known(problem, path=str(its_path) if its_path else None, remedy=remedy)
+        if not (isinstance(kind_of_error, type) and issubclass(kind_of_error, EspMedSamError)):
+            raise ReaderFailedError("the error of a reader is none")
+        raise kind_of_error(problem, path=str(its_path) if its_path else None, remedy=remedy)
     if kind != _RESULT:
         raise ReaderFailedError(content.decode(errors="replace"))
     buffers = []
