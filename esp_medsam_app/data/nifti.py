@@ -11,7 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
@@ -158,8 +158,11 @@ def _bytes_a_voxel(image: Any, as_labels: bool) -> float:
 
 def _check_begin(path: Path) -> None:
     """Refuse the header of a pair, and extensions that would fill the memory."""
-    with igzip.open(path) if _is_compressed(path) else path.open("rb") as file:
-        begin = file.read(348)
+    try:
+        with igzip.open(path) if _is_compressed(path) else path.open("rb") as file:
+            begin = file.read(348)
+    except (EOFError, igzip.BadGzipFile, isal_zlib.error):
+        return  # nibabel tells what it makes of it
     if begin[344:347] == b"ni1" or begin[4:7] == b"ni2":
         raise InputError(
             "its voxels lie in another file",
