@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import generate_pixel_data_frame
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import (
@@ -18,6 +19,11 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
@@ -43,6 +49,11 @@ _YOUNGER = {
     "1.2.840.10008.1.2.4.205": "JPIP HTJ2K Referenced Deflate",
     "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
 }
+# How streams begin, and JPEG's kinds by their start of frame (ITU-T T.81, T.87, T.800).
+_JPEG_START, _WAVELET_START = b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
+_BY_FRAME = {
+    0xC0: JPEGBaseline8Bit, 0xC1: JPEGExtended12Bit, 0xC3: JPEGLosslessSV1, 0xF7: JPEGLSLossless,
+}  # fmt: skip
 _PIXEL_DESCRIPTION = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames",
     "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -100,7 +111,7 @@ def decoded_by_itk(dataset: Dataset, path: Path, reason: Exception) -> NDArray[A
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pixels.dcm")
         try:
-            file.write_bytes(_plain(dataset, syntax))
+            file.write_bytes(_plain(dataset, _standard(dataset, syntax)))
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
         except Exception as error:  # the pixels may be anything
             raise InputError(
@@ -110,6 +121,21 @@ def decoded_by_itk(dataset: Dataset, path: Path, reason: Exception) -> NDArray[A
                 "send it so",
             ) from error
     return np.asarray(array)
+
+
+def _standard(dataset: Dataset, syntax: UID) -> UID:
+    """For a syntax of a vendor's own: the standard one whose streams its pixels are, if any."""
+    if not syntax.is_private:
+        return syntax
+    stream = next(generate_pixel_data_frame(dataset.PixelData, 1), b"")
+    if stream.startswith(_WAVELET_START):
+        return JPEG2000Lossless
+    place = 2
+    while stream.startswith(_JPEG_START) and place + 4 <= len(stream) and stream[place] == 0xFF:
+        if stream[place + 1] in _BY_FRAME:
+            return _BY_FRAME[stream[place + 1]]
+        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+    return syntax
 
 
 def _plain(dataset: Dataset, syntax: UID) -> bytes:

@@ -21,10 +21,14 @@ _GEOMETRY = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
     "qoffset_z", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
 )  # fmt: skip
-# Millimetres in the units of length that NIfTI knows; it is silent on its own: millimetres.
-_MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
+# Millimetres in the units of length that NIfTI knows; none is millimetres.
+_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 # So far, in voxels, affines may differ by rounding.
 _ROUNDING = 1e-3
+_QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+_SFORM = ("srow_x", "srow_y", "srow_z")
+# Above this it is no size or distance, in any unit: with some of these ITK computes without an end.
+_LARGEST = 1e9
 # The largest extent in NIfTI-1.
 _MOST = 32767
 _NIFTI_2 = (
@@ -71,6 +75,8 @@ def affine_of(header: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float64],
     # its warnings, printed, would name a file that nobody knows
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     own = type(header)
+    if not _is_sane(_bare(header, own, shape)):
+        return _by_nibabel(header), _REFUSED
     # newer ITKs may read NIfTI-2; the rule is that of NIfTI-1
     for kind in dict.fromkeys((own, nib.Nifti1Header)):
         affine = _by_itk(_bare(header, kind, shape), sitk)
@@ -109,15 +115,34 @@ def _bare(header: Any, kind: Any, shape: tuple[int, ...]) -> Any:
     # how many voxels there are does not count, and NIfTI-1 has room for so many
     bare.set_data_shape([min(extent, _MOST) for extent in shape])
     copy_geometry(header, bare)
+    # what does not count may hold anything
+    for code, fields in (("qform_code", _QFORM), ("sform_code", _SFORM)):
+        if bare[code] <= 0:
+            for field in fields:
+                bare[field] = 0
     bare["magic"] = kind.single_magic
     bare["vox_offset"] = len(bare.binaryblock) + 4
     return bare
 
 
+def _is_sane(bare: Any) -> bool:
+    numbers = np.concatenate(
+        [np.abs(np.asarray(bare[field], np.float64).ravel()) for field in (*_QFORM, *_SFORM)]
+        + [np.abs(np.asarray(bare["pixdim"][:4], np.float64))]
+    )
+    # a NaN is in no range
+    return bool((numbers <= _LARGEST).all())
+
+
 def _by_nibabel(header: Any) -> NDArray[np.float64]:
     affine = np.array(header.get_best_affine(), np.float64)
-    affine[:3] *= _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    affine[:3] *= _millimetres(header)
     return affine
+
+
+def _millimetres(header: Any) -> float:
+    # the lower three bits; the others are of time
+    return _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def _undisputed(header: Any) -> NDArray[np.float64]:
@@ -128,7 +153,7 @@ def _undisputed(header: Any) -> NDArray[np.float64]:
         for matrix in (header.get_qform(coded=True)[0], header.get_sform(coded=True)[0])
         if matrix is not None
     ]
-    scale = _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    scale = _millimetres(header)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     zooms = np.abs(header["pixdim"][1:4]) * scale
     if (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +50,8 @@ def layout_of(path: Path) -> TiffLayout | None:
     """What a TIFF file is made of; None where its structure is damaged."""
     import tifffile
 
+    # what is wrong with a tag it prints, and goes on
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with tifffile.TiffFile(path) as file:
             pages = [file.pages[index] for index in range(len(file.pages))]

@@ -52,11 +52,11 @@ def compressed(dataset: FileDataset, streams: list[bytes], syntax: str, folder: 
     return path
 
 
-def grey(folder: Path, syntax: str) -> Path:
+def grey(folder: Path, syntax: str, before: bytes = b"") -> Path:
     dataset = volume(1)[0]
     dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, 0
     stream = encoded(GREY, "JPEG2000", irreversible=False, no_jp2=True)
-    return compressed(dataset, [stream], syntax, folder)
+    return compressed(dataset, [before + stream], syntax, folder)
 
 
 @pytest.mark.parametrize("syntax", ["90", "201", "202", "203"])
@@ -78,7 +78,15 @@ def test_high_throughput_jpeg_2000_reaches_a_decoder(syntax: str, tmp_path: Path
 def test_a_syntax_that_nothing_decodes_is_named(syntax: str, told: str, tmp_path: Path) -> None:
     named = rf"a\.dcm: .*\(transfer syntax {told}, {re.escape(syntax)}\).*uncompressed"
     with pytest.raises(InputError, match=named):
-        read_image(grey(tmp_path, syntax))
+        read_image(grey(tmp_path, syntax, b"of a kind of its own"))
+
+
+def test_a_private_syntax_around_a_standard_stream(tmp_path: Path) -> None:
+    path = grey(tmp_path, "1.2.826.0.1.3680043.9.1")
+    assert np.array_equal(read_image(path).voxels[..., 0].T, GREY.astype(int) - 10)
+    path = compressed(photograph("YBR_FULL_422"), [JFIF], "1.2.826.0.1.3680043.9.1", tmp_path)
+    read = read_image(path).voxels.swapaxes(0, 1).astype(int)
+    assert np.abs(read - COLOURS).max() <= 6
 
 
 def test_only_native_syntaxes_are_not_compressed(tmp_path: Path) -> None:

@@ -181,6 +181,33 @@ def test_a_sheared_sform_alone_is_told(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.grid.affine[:3], sheared[:3] / 1000)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
+def test_numbers_that_are_none_do_not_reach_itk(value: float, tmp_path: Path) -> None:
+    """With some of them ITK computes without an end."""
+    for name in ("srow_z", "pixdim", "qoffset_x", "quatern_b"):
+        header = simple(qform_code=1, sform_code=1)
+        header["srow_x"][0], header["srow_y"][1], header["srow_z"][2] = 2, 3, 4
+        if header[name].ndim:
+            header[name][2] = value
+        else:
+            header[name] = value
+        save(header, tmp_path / "a.nii")
+        try:
+            assert "refuses its header" in read_image(tmp_path / "a.nii").warnings[0]
+        except InputError:
+            continue
+
+
+def test_what_does_not_count_may_hold_anything(tmp_path: Path) -> None:
+    header = simple(sform_code=1, xyzt_units=7)
+    header["srow_x"][0], header["srow_y"][1], header["srow_z"][2] = 2, 3, 4
+    header["quatern_b"] = header["qoffset_x"] = np.inf
+    save(header, tmp_path / "a.nii")
+    image = read_image(tmp_path / "a.nii")
+    assert np.array_equal(image.grid.affine, np.diag([2.0, 3.0, 4.0, 1.0]))
+    assert image.warnings == ()
+
+
 def test_nifti_2_follows_the_rule_of_nifti_1(tmp_path: Path) -> None:
     """This ITK reads NIfTI-1 alone."""
     header = simple()
