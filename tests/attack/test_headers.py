@@ -22,14 +22,14 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
     """Reads the body, and takes longer to answer than headers may take."""
     if scope["type"] != "http":
         return
+    headers = [(b"content-length", b"2")]
     if scope["path"] == "/refused":
-        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": b"no"})
         return
     while (await receive()).get("more_body"):
         pass
     await asyncio.sleep(2 * SECONDS)
-    headers = [(b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -40,6 +40,7 @@ def port() -> Iterator[int]:
     limit_headers(SECONDS)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()
     server = uvicorn.Server(uvicorn.Config(answering, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
@@ -52,8 +53,8 @@ def port() -> Iterator[int]:
 def answer(opened: socket.socket) -> bytes:
     """To the end of its body."""
     found = b""
-    while not found.endswith((b"ok", b"no")):
-        found += opened.recv(4096)
+    while not found.endswith((b"ok", b"no")) and (more := opened.recv(4096)):
+        found += more
     return found
 
 
