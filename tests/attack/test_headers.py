@@ -1,4 +1,4 @@
-"""Headers that never end: the connection is closed, and others are not."""
+"""Headers that never end, answers that nobody reads: given up, and others are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import uvicorn
 
+from esp_medsam_app.server.door.bodies import BODY, Body
 from esp_medsam_app.server.door.header_deadline import limit_headers
+from esp_medsam_app.server.door.refusal import ClientLeftError
+from esp_medsam_app.server.door.threads import OffTheLoop
 
 SECONDS = 0.3
 
@@ -114,6 +117,29 @@ def test_whoever_sends_and_waits_is_not_cut_off(port: int) -> None:
                 time.sleep(SECONDS / 2)
                 opened.sendall(letter)
             assert answer(opened).startswith(b"HTTP/1.1 200")
+
+
+def test_an_answer_that_nobody_reads_holds_no_thread() -> None:
+    """The client has gone to sleep, and its connection is still there."""
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    async def never(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def answered() -> None:
+        body = Body()
+        body.rewind()
+        threads = OffTheLoop(large, 1, seconds=0.05)
+        for _ in range(2):
+            with pytest.raises(ClientLeftError):
+                await asyncio.wait_for(threads({BODY: body}, never, never), 10)
+        threads.close()
+
+    asyncio.run(answered())
 
 
 def test_the_limit_is_set_once(port: int) -> None:
