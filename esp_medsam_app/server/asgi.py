@@ -133,7 +133,7 @@ class FrontDoor:
         self.inferences, self.work = lanes.inferences, lanes.work
         self._rooms = rooms(monai_label, settings, self._opened, self._closed)
         self._monai_label = monai_label
-        self._threads = OffTheLoop(self._room, lanes.places + 64)
+        self._threads = OffTheLoop(self._room, lanes.places + 64, settings.upload_seconds)
         disks = Disks(settings.min_free_mb)
         self._proxy = DicomProxy(
             disks, settings.max_upload_mb, settings.upload_seconds, proxy_transport

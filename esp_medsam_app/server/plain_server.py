@@ -59,7 +59,7 @@ class Unblocked(BaseRoute):
 
     def __init__(self, endpoints: FastAPI, settings: DoorSettings) -> None:
         lanes = TwoLanes(settings)
-        threads = OffTheLoop(endpoints.router, lanes.places + 64)
+        threads = OffTheLoop(endpoints.router, lanes.places + 64, settings.upload_seconds)
         disks = Disks(settings.min_free_mb)
         self._bodies = Bodies(
             Lanes(threads, lanes.of, Metrics()),

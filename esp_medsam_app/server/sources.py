@@ -75,7 +75,7 @@ def _put_there_by_monai_label(path: Path, sessions: Sessions | None) -> ImageSou
         return ImageSource(path, "", "the session's image")
     # without the path: what the answer leaves of it would tell whether there is such a folder
     raise UnknownNameError(
-        "image: an id is needed, and an id is no path",
+        "there is no image of this name in the datastore: an id is needed, and an id is no path",
         remedy="GET /datastore/?output=all lists them; other images go into a session",
     )
 

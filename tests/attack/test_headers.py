@@ -1,4 +1,4 @@
-"""Headers that never end: the connection is closed, and others are not."""
+"""Headers that never end, answers that nobody reads: given up, and others are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import uvicorn
 
+from esp_medsam_app.server.door.bodies import BODY, Body
 from esp_medsam_app.server.door.header_deadline import limit_headers
+from esp_medsam_app.server.door.refusal import ClientLeftError
+from esp_medsam_app.server.door.threads import OffTheLoop
 
 SECONDS = 0.3
 
@@ -22,14 +25,14 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
     """Reads the body, and takes longer to answer than headers may take."""
     if scope["type"] != "http":
         return
+    headers = [(b"content-length", b"2")]
     if scope["path"] == "/refused":
-        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": b"no"})
         return
     while (await receive()).get("more_body"):
         pass
     await asyncio.sleep(2 * SECONDS)
-    headers = [(b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -40,6 +43,7 @@ def port() -> Iterator[int]:
     limit_headers(SECONDS)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()
     server = uvicorn.Server(uvicorn.Config(answering, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
@@ -52,8 +56,8 @@ def port() -> Iterator[int]:
 def answer(opened: socket.socket) -> bytes:
     """To the end of its body."""
     found = b""
-    while not found.endswith((b"ok", b"no")):
-        found += opened.recv(4096)
+    while not found.endswith((b"ok", b"no")) and (more := opened.recv(4096)):
+        found += more
     return found
 
 
@@ -113,6 +117,29 @@ def test_whoever_sends_and_waits_is_not_cut_off(port: int) -> None:
                 time.sleep(SECONDS / 2)
                 opened.sendall(letter)
             assert answer(opened).startswith(b"HTTP/1.1 200")
+
+
+def test_an_answer_that_nobody_reads_holds_no_thread() -> None:
+    """The client has gone to sleep, and its connection is still there."""
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    async def never(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def answered() -> None:
+        body = Body()
+        body.rewind()
+        threads = OffTheLoop(large, 1, seconds=0.05)
+        for _ in range(2):
+            with pytest.raises(ClientLeftError):
+                await asyncio.wait_for(threads({BODY: body}, never, never), 10)
+        threads.close()
+
+    asyncio.run(answered())
 
 
 def test_the_limit_is_set_once(port: int) -> None:

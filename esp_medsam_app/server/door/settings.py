@@ -26,7 +26,8 @@ class DoorSettings(BaseSettings):
             web page from reaching it under a name of its own.
         max_upload_mb: largest body of a request.
         max_json_kb: largest body that is no upload.
-        upload_seconds: how long a client may be silent in the middle of a body.
+        upload_seconds: how long a client may be silent in the middle of a body, or take nothing
+            of its answer.
         header_seconds: how long a client may take to send a request's headers.
         min_free_mb: of each disk that is written to, which no upload may fill further.
         infer_slots: inferences at the same time; two a device by default: while one computes, the
