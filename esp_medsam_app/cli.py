@@ -27,6 +27,7 @@ from esp_medsam_app.commands import (
     weights,
 )
 from esp_medsam_app.commands.runtime import Screen
+from esp_medsam_app.data.trust import own_files
 from esp_medsam_app.errors import EspMedSamError
 
 USER_ERROR = 2
@@ -80,7 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=arguments)
+        # a server is a process of its own, and takes no file for its user's
+        with own_files():
+            app(args=arguments)
     except EspMedSamError as error:
         Screen().complain(f"Error: {error}")
         sys.exit(USER_ERROR)

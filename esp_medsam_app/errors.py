@@ -42,3 +42,11 @@ class OutOfMemoryError(EspMedSamError):
 
 class UnreachableError(EspMedSamError):
     """Another server, the hospital's PACS, that does not answer or refuses to."""
+
+
+class BusyError(EspMedSamError):
+    """The server has too much to do at this moment."""
+
+
+class FullDiskError(EspMedSamError):
+    """A disk that the server writes to and that has too little room."""

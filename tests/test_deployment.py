@@ -184,7 +184,7 @@ def test_the_pages_name_what_there_is() -> None:
     pages = {name: (ROOT / "docs" / name).read_text() for name in ("deployment.md", "security.md")}
     told = set(environment_example()) | {
         "FORWARDED_ALLOW_IPS", "MONAI_LABEL_DICOMWEB_USERNAME", "MONAI_LABEL_DICOMWEB_PASSWORD",
-        "MONAI_LABEL_AUTH_ENABLE",
+        "MONAI_LABEL_AUTH_ENABLE", "MONAI_LABEL_AUTH_REALM_URI", "MONAI_LABEL_AUTH_CLIENT_ID",
     }  # fmt: skip
     for name, page in pages.items():
         for variable in re.findall(r"\b(?:ESP_MEDSAM|MONAI_LABEL|PACS)_[A-Z_]+\b", page):

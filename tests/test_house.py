@@ -34,6 +34,7 @@ ORDER = [
     "data",
     "installation",
     "errors",
+    "telemetry",
 ]
 TORCH_ONLY = {"torch", "segment_anything", "esp_medsam_app"}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-import yaml
 from rich.progress import TaskID
 
 from esp_medsam_app.commands.runtime import Screen
+from esp_medsam_app.data.texts import parse_yaml
 from esp_medsam_app.errors import InputError
 
 if TYPE_CHECKING:
@@ -179,7 +179,10 @@ def recipe_changes(changes: list[str] | None, seed: int) -> dict[str, Any]:
             raise InputError(
                 f"--set {change}: not of the form KEY=VALUE", remedy="For example --set views=200"
             )
-        values[key.strip()] = yaml.safe_load(value)
+        try:
+            values[key.strip()] = parse_yaml(value)
+        except ValueError as error:
+            raise InputError(f"--set {key.strip()}: no value in YAML ({error})") from error
     return values
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esp_medsam_app.commands.runtime import BundleOption, Screen, checked_prompt
+from esp_medsam_app.data.texts import read_json
 from esp_medsam_app.errors import InputError
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def register(app: typer.Typer) -> None:
         loaded = load_any_bundle(bundle)
         for file in report or []:
             try:
-                loaded = record_scores(loaded, json.loads(file.read_text("utf-8")), split)
+                loaded = record_scores(loaded, read_json(file), split)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"not a report of `esp-medsam evaluate --json` ({error})", path=file

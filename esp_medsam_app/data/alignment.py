@@ -31,13 +31,7 @@ def check_alignment(
             both know the patient's space; says what differs.
     """
     its_image = f"its image {image_name}".rstrip()
-    if label.shape != image.shape:
-        raise InputError(
-            f"the label map has {_extent(label.shape)} voxels, {its_image} has "
-            f"{_extent(image.shape)}",
-            path=path,
-            remedy=_REMEDY,
-        )
+    check_shape(label.shape, image.shape, path=path, its_image=its_image)
     if not (label.has_patient_space and image.has_patient_space):
         return
     corners = np.array([(*c, 1) for c in product(*((0, n - 1) for n in [*image.shape, 1, 1][:3]))])
@@ -51,6 +45,27 @@ def check_alignment(
         path=path,
         remedy=f"{_REMEDY}, or mend its header",
     )
+
+
+def check_shape(
+    label: Sequence[int],
+    image: Sequence[int],
+    *,
+    path: Path | None = None,
+    its_image: str = "its image",
+) -> None:
+    """Raises InputError where a label map has not as many voxels along each axis as its image."""
+    if tuple(label) != tuple(image):
+        raise InputError(
+            f"the label map has {_extent(label)} voxels, {its_image} has {_extent(image)}",
+            path=path,
+            remedy=_REMEDY,
+        )
+
+
+def without_single_slice(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape in which a picture and a volume of a single slice are the same."""
+    return tuple(shape[:2]) if tuple(shape[2:]) == (1,) else tuple(shape)
 
 
 def _difference(label: Grid, image: Grid) -> tuple[str, Sequence[float], Sequence[float]]:

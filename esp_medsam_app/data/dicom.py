@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from esp_medsam_app.data.admission import Admission
+from esp_medsam_app.data.dicom_bytes import read_dataset
 from esp_medsam_app.data.dicom_films import film_of
 from esp_medsam_app.data.dicom_geometry import Frame, volume_grid
 from esp_medsam_app.data.dicom_instances import (
@@ -20,7 +21,7 @@ from esp_medsam_app.data.dicom_instances import (
     without_captures,
     without_copies,
 )
-from esp_medsam_app.data.dicom_pixels import frames_of, stacked
+from esp_medsam_app.data.dicom_pixels import bytes_a_pixel, frames_of, stacked
 from esp_medsam_app.data.formats import DICOM, is_dicom_file, suffix_of
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.errors import InputError
@@ -71,7 +72,7 @@ def is_series_folder(path: Path) -> bool:
     """
     try:
         for file in _dicom_files(path):
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            dataset = read_dataset(file, stop_before_pixels=True, force=True)
             if is_image(dataset) and not is_capture(dataset):
                 return is_placed(dataset)
     except Exception:  # damaged: whether it is a series is for `read_dicom` to tell
@@ -79,19 +80,23 @@ def is_series_folder(path: Path) -> bool:
     return False
 
 
-def read_dicom(path: Path) -> MedicalImage:
+def read_dicom(path: Path, admission: Admission | None = None) -> MedicalImage:
     """Read the one series of a folder, or one file.
 
     Slices are ordered along the normal of their plane. Files in the folder that are no images
     (reports, segmentations, other formats) are left out. An image without a place in the patient
     (X-ray, photograph) is 2D, a film of such a volume whose last index counts frames.
 
+    Args:
+        path: file, or folder of a series.
+        admission: what it may become; anything by default.
+
     Raises:
-        InputError: no image, several series, localizers among the slices, slices that are
-            missing, doubled or of different size, or pixel data that cannot be decoded.
+        InputError: no image, not admitted, several series, localizers among the slices, slices
+            that are missing, doubled or of different size, or pixel data that cannot be decoded.
     """
     with _explained(path):
-        return _read_instances(*_images_of(path), path)
+        return _read_instances(*_images_of(path), path, admission or Admission())
 
 
 def read_planes(path: Path) -> Planes:
@@ -154,10 +159,10 @@ def _dataset(path: Path, stop_before_pixels: bool = False) -> Dataset:
     begins_as_dicom = is_dicom_file(path)
     try:
         # files without preamble are common as .dcm of old archives
-        dataset = pydicom.dcmread(
+        dataset = read_dataset(
             path, force=not begins_as_dicom, stop_before_pixels=stop_before_pixels
         )
-    except PermissionError:
+    except (InputError, MemoryError, PermissionError):
         raise
     except Exception as error:  # pydicom raises whatever its parser meets
         raise InputError(
@@ -224,9 +229,10 @@ def _one_series(datasets: Sequence[Dataset], path: Path) -> list[Dataset]:
 
 
 def _read_instances(
-    headers: Sequence[Dataset], warnings: tuple[str, ...], path: Path
+    headers: Sequence[Dataset], warnings: tuple[str, ...], path: Path, admission: Admission
 ) -> MedicalImage:
     planes = _planes(headers, warnings, path)
+    admission.check(planes.grid.shape, bytes_a_pixel(headers, path), path)
     pixels: list[NDArray[Any]] = []
     for header in headers:
         source = Path(header.filename)

@@ -79,6 +79,26 @@ def _decoded(dataset: Dataset, path: Path) -> tuple[NDArray[Any], str]:
         return array, kind if array.ndim == 3 else "RGB"
 
 
+def bytes_a_pixel(headers: Sequence[Dataset], path: Path) -> float:
+    """Memory that reading takes for each pixel of a series.
+
+    The stored values, those without unused bits, the rescaled ones and the volume; of a film, all
+    of its frames are in work at once, of a series those of one instance.
+    """
+    first = headers[0]
+    samples = int(first.get("SamplesPerPixel", 1) or 1)
+    stored = max(1, int(first.get("BitsAllocated", 16) or 16) // 8)
+    if samples > 1:
+        # colours are converted in float64, frame by frame
+        frames = len(headers) * int(first.get("NumberOfFrames", 1) or 1)
+        return 3.0 * 2 * stored + 48 / frames
+    return 3.0 * stored + (8 if "ModalityLUTSequence" in first or _is_rescaled(first, path) else 0)
+
+
+def _is_rescaled(dataset: Dataset, path: Path) -> bool:
+    return _rescale(dataset, 0, path) != (1.0, 0.0)
+
+
 def _check_size(dataset: Dataset, count: int, path: Path) -> None:
     """Refuse before memory is taken for pixels that the file cannot hold."""
     names = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from esp_medsam_app.data.admission import BYTES_A_BYTE, LEAST
+from esp_medsam_app.data.dicom_bytes import read_dataset
 from esp_medsam_app.data.dicom_pixels import functional_group
 from esp_medsam_app.data.dicom_syntaxes import is_encapsulated
 from esp_medsam_app.data.image import LPS, Grid
@@ -62,8 +63,10 @@ def read_segmentation_file(path: Path) -> Dataset:
         InputError: damaged, or something else.
     """
     try:
-        dataset = pydicom.dcmread(path)
+        dataset = read_dataset(path)
         found = is_segmentation(dataset)
+    except InputError:
+        raise
     except Exception as error:  # pydicom raises whatever its parser meets
         raise InputError(
             f"the file is truncated or no DICOM ({error})", path=path, remedy="Export it again"
@@ -140,7 +143,6 @@ def labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:
 
 
 def _labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:
-    frames = _pixels(dataset)
     numbers = [int(item.SegmentNumber) for item in dataset.SegmentSequence]
     kind = str(dataset.get("SegmentationType", "BINARY"))
     shape = (*grid.shape, 1)[:3]
@@ -148,7 +150,7 @@ def _labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:
         shape, np.uint8 if max(numbers, default=0) <= 255 else np.uint16
     )
     half = int(dataset.get("MaximumFractionalValue", 1) or 1) / 2
-    for index, frame in enumerate(frames):
+    for index, frame in enumerate(_frames(dataset)):
         values: NDArray[Any] = frame
         if kind != "LABELMAP":
             drawn = frame >= half if kind == "FRACTIONAL" else frame > 0
@@ -161,13 +163,30 @@ def _labels_on(dataset: Dataset, grid: Grid) -> NDArray[np.integer]:
     return np.asarray(result.reshape(grid.shape))
 
 
-def _pixels(dataset: Dataset) -> NDArray[np.integer]:
+def _frames(dataset: Dataset) -> Iterator[NDArray[np.integer]]:
+    """One frame after the other: those of one bit a pixel take eight times their size."""
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    claimed = math.ceil(count * rows * columns * int(dataset.get("BitsAllocated", 1)) / 8)
-    if not is_encapsulated(dataset) and len(dataset.PixelData) < claimed:
-        raise InputError("the segmentation's pixels are truncated", remedy="Export it again")
-    return np.asarray(dataset.pixel_array).reshape(count, rows, columns)
+    bits = int(dataset.get("BitsAllocated", 1))
+    claimed = math.ceil(count * rows * columns * bits / 8)
+    given = len(dataset.PixelData)
+    if not is_encapsulated(dataset):
+        if given < claimed:
+            raise InputError("the segmentation's pixels are truncated", remedy="Export it again")
+        if bits == 1:
+            packed = np.frombuffer(dataset.PixelData, np.uint8)
+            for first in range(0, count * rows * columns, rows * columns):
+                last = first + rows * columns
+                unpacked = np.unpackbits(packed[first // 8 : -(-last // 8)], bitorder="little")
+                begin = first % 8
+                yield unpacked[begin : begin + rows * columns].reshape(rows, columns)
+            return
+    elif claimed > max(LEAST // 4, given * BYTES_A_BYTE // 4):
+        raise InputError(
+            f"the segmentation's pixels cannot hold {count} frames of {columns} x {rows}",
+            remedy="Export it again",
+        )
+    yield from np.asarray(dataset.pixel_array).reshape(count, rows, columns)
 
 
 def _number_of(dataset: Dataset, index: int) -> int:

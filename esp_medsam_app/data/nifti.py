@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,11 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from esp_medsam_app.data.admission import Admission
 from esp_medsam_app.data.formats import LARGEST_RATIO
 from esp_medsam_app.data.gzip_stream import GzipStream, begins_as_gzip
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.label_values import gathered, parts_along
 from esp_medsam_app.data.nifti_grid import affine_of
 from esp_medsam_app.errors import InputError
 
@@ -25,38 +31,37 @@ from esp_medsam_app.errors import InputError
 COMPRESSION = 1
 
 
-def read_nifti(path: Path) -> MedicalImage:
+# Extensions lie before the voxels, and are read as a whole.
+_LARGEST_EXTENSIONS = 16 << 20
+# Where nibabel scales voxels, it computes in float64.
+_SCALING = 20
+
+
+def read_nifti(path: Path, admission: Admission | None = None) -> MedicalImage:
     """Read a NIfTI file with 2 or 3 dimensions; trailing dimensions of one are dropped.
 
-    Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type. Whether the file
-    is compressed is told by its first bytes, not by its name. The image lies where ITK puts it.
+    Scaled voxels (scl_slope, scl_inter) come as float32, others in their own type, and labels as
+    uint8 or uint16. Whether the file is compressed is told by its first bytes, not by its name. The
+    image lies where ITK puts it.
+
+    Args:
+        path: the file.
+        admission: what it may become; anything by default.
 
     Raises:
-        InputError: not NIfTI, truncated, 4D or of a type that is no grey value or colour.
+        InputError: not NIfTI, truncated, 4D, not admitted, or of a type that is no grey value or
+            colour.
     """
-    damaged = "Export or copy it again"
-    compressed = begins_as_gzip(path)
-    try:
-        with GzipStream(path) if compressed else path.open("rb") as file:
-            header = _header(file, path)
-            _check_size(header, path, compressed)
-            shape, colour = _kind(header, path)
-            voxels = _voxels(file, header)
+    admission = admission or Admission()
+    with _explained(path):
+        with _opened(path) as file:
+            header, shape, colour = _described(file, path)
+            as_labels = admission.as_labels and not colour
+            admission.check(shape, _bytes_a_voxel(file, header, as_labels), path)
+            voxels = _labels(file, header, shape, path) if as_labels else _voxels(file, header)
             if isinstance(file, GzipStream):
                 file.finish()
         affine, warning = affine_of(header, shape)
-    except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"not a NIfTI image ({_first_line(error)})", path=path, remedy=damaged
-        ) from error
-    except (PermissionError, MemoryError):
-        raise
-    except InputError as error:
-        raise InputError(error.problem, path=path, remedy=error.remedy) from error
-    except Exception as error:  # what parsers raise on damaged bytes is past counting
-        raise InputError(
-            f"the file is truncated or damaged ({_first_line(error)})", path=path, remedy=damaged
-        ) from error
     grid = Grid(shape, affine, nifti_header=header)
     warnings = (warning,) if warning else ()
     if colour:
@@ -67,6 +72,50 @@ def read_nifti(path: Path) -> MedicalImage:
         voxels = voxels.astype(np.float32, copy=False)
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     return MedicalImage(voxels, grid, path, warnings=warnings)
+
+
+def read_nifti_grid(path: Path) -> Grid:
+    """Where the voxels of a NIfTI file lie, by its header.
+
+    Raises:
+        InputError: as `read_nifti`, but for the voxels.
+    """
+    with _explained(path):
+        with _opened(path) as file:
+            header, shape, _ = _described(file, path)
+        return Grid(shape, affine_of(header, shape)[0], nifti_header=header)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    damaged = "Export or copy it again"
+    try:
+        yield
+    except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"not a NIfTI image ({_first_line(error)})", path=path, remedy=damaged
+        ) from error
+    except (PermissionError, MemoryError):
+        raise
+    except InputError as error:
+        raise InputError(error.problem, path=path, remedy=error.remedy) from error
+    except Exception as error:  # what parsers raise on damaged bytes is past counting
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError from error
+        raise InputError(
+            f"the file is truncated or damaged ({_first_line(error)})", path=path, remedy=damaged
+        ) from error
+
+
+def _opened(path: Path) -> Any:
+    return GzipStream(path) if begins_as_gzip(path) else path.open("rb")
+
+
+def _described(file: Any, path: Path) -> tuple[Any, tuple[int, ...], bool]:
+    """The header, the extents, and whether the voxels are colours."""
+    header = _header(file, path)
+    _check_size(header, path, isinstance(file, GzipStream))
+    return header, *_kind(header, path)
 
 
 def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
@@ -87,7 +136,9 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
 
 def _header(file: Any, path: Path) -> Any:
     """The header of a single file, NIfTI-1 or NIfTI-2 by its first number."""
-    size = file.read(4)
+    begin = file.read(176)
+    _check_offset(begin, path)
+    size = begin[:4]
     file.seek(0)
     second = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")
     kind = nib.Nifti2Header if size in second else nib.Nifti1Header
@@ -106,6 +157,39 @@ def _header(file: Any, path: Path) -> Any:
 
 def _voxels(file: Any, header: Any) -> NDArray[Any]:
     return np.asanyarray(ArrayProxy(file, header))
+
+
+def _labels(file: Any, header: Any, shape: tuple[int, ...], path: Path) -> NDArray[Any]:
+    """Whole numbers, gathered part by part: many programs write labels with 64 bits."""
+    voxels = ArrayProxy(file, header)
+    before = (slice(None),) * (len(shape) - 1)
+    after = (0,) * (len(voxels.shape) - len(shape))
+    places = ((part, (*before, part, *after)) for part in parts_along(shape))
+    parts = ((part, np.asanyarray(voxels[place])) for part, place in places)
+    return gathered(parts, shape, path)
+
+
+def _bytes_a_voxel(file: Any, header: Any, as_labels: bool) -> float:
+    """Memory that reading takes; the voxels themselves are there twice when they are handed on."""
+    if as_labels:
+        return 4
+    item = float(header.get_data_dtype().itemsize)
+    voxels = ArrayProxy(file, header)
+    return item + _SCALING if (voxels.slope, voxels.inter) != (1, 0) else 2 * item
+
+
+def _check_offset(begin: bytes, path: Path) -> None:
+    """Refuse before extensions are read that fill the memory."""
+    for order in "<>":
+        for size, kind, place in ((348, "f", 108), (540, "q", 168)):
+            if len(begin) == 176 and struct.unpack_from(f"{order}i", begin)[0] == size:
+                (offset,) = struct.unpack_from(order + kind, begin, place)
+                if not offset <= _LARGEST_EXTENSIONS:
+                    raise InputError(
+                        f"its voxels begin at byte {offset:.0f}: the header is damaged",
+                        path=path,
+                        remedy="Export or copy it again",
+                    )
 
 
 def _kind(header: Any, path: Path) -> tuple[tuple[int, ...], bool]:

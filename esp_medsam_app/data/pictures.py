@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError
 
+from esp_medsam_app.data.admission import Admission
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.tiff import TiffLayout, layout_of, read_deep
 from esp_medsam_app.data.turns import TAG, UPRIGHT, Turn, after, flipped_by_itk, turn_of
 from esp_medsam_app.errors import InputError
 
+# Pillow knows more by their content, of which some run other programs or name other files.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "PPM")
 # What a phone's JPEG (MPO) holds behind the picture are previews, no pages.
 _PAGED = {"TIFF", "GIF"}
 # How TIFF and BigTIFF begin, in either byte order.
@@ -22,7 +27,7 @@ _TIFF = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 _GREY = {"L", "I", "F", "I;16", "I;16B", "I;16L"}
 
 
-def read_picture(path: Path, *, indices: bool = False) -> MedicalImage:
+def read_picture(path: Path, admission: Admission | None = None) -> MedicalImage:
     """Read a picture as grey `[x, y]` or RGB `[x, y, 3]`; several pages as a volume `[x, y, page]`.
 
     Voxels lie as ITK loads them; the grid says how a camera's orientation tag turns them upright.
@@ -30,14 +35,40 @@ def read_picture(path: Path, *, indices: bool = False) -> MedicalImage:
 
     Args:
         path: the file.
-        indices: give a palette's indices in place of its colours, as label maps mean them.
+        admission: what it may become, anything by default. Of a label map's palette the indices are
+            read in place of the colours, as label maps mean them.
 
     Raises:
         InputError: not a picture, damaged, too large, or pages of different size or kind.
     """
+    with _explained(path):
+        pages, turn = _pages(path, admission or Admission())
+    voxels = pages[0] if len(pages) == 1 else _volume(pages, path)
+    shape = voxels.shape[:2] if len(pages) == 1 else voxels.shape[:3]
+    return MedicalImage(voxels, _grid_of(shape, turn), path)
+
+
+def read_picture_grid(path: Path) -> Grid:
+    """The grid of a picture, by its header.
+
+    Raises:
+        InputError: as `read_picture`, as far as the header tells.
+    """
+    with _explained(path):
+        layout = _layout(path)
+        if layout:
+            turn = _one_turn(layout)
+            shape = _shape(layout.size, len(layout.pages))
+            return _grid_of(shape, after(flipped_by_itk(turn), turn))
+        with Image.open(path, formats=_FORMATS) as picture:
+            return _grid_of(_shape(picture.size, _count(picture)), _told_turn(picture))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     damaged = "Export or copy it again"
     try:
-        pages, turn = _pages(path, indices)
+        yield
     except UnidentifiedImageError as error:
         raise InputError("not a picture", path=path, remedy=damaged) from error
     except DecompressionBombError as error:
@@ -50,35 +81,70 @@ def read_picture(path: Path, *, indices: bool = False) -> MedicalImage:
         raise InputError(
             f"the picture is truncated or damaged ({error})", path=path, remedy=damaged
         ) from error
-    voxels = pages[0] if len(pages) == 1 else _volume(pages, path)
-    shape = voxels.shape[:2] if len(pages) == 1 else voxels.shape[:3]
-    grid = Grid(shape=shape, affine=np.eye(4), has_patient_space=False, upright=turn)
-    return MedicalImage(voxels, grid, path)
 
 
-def _pages(path: Path, indices: bool) -> tuple[list[NDArray[Any]], Turn]:
-    """The pages `[x, y(, 3)]` as ITK loads them, and how they are turned upright."""
+def _layout(path: Path) -> TiffLayout | None:
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF
-    layout = layout_of(path) if is_tiff else None
+    return layout_of(path) if is_tiff else None
+
+
+def _pages(path: Path, admission: Admission) -> tuple[list[NDArray[Any]], Turn]:
+    """The pages `[x, y(, 3)]` as ITK loads them, and how they are turned upright."""
+    layout = _layout(path)
     turn = _one_turn(layout) if layout else UPRIGHT
     flips = flipped_by_itk(turn)
+    if layout:
+        count = len(layout.pages)
+        needed = 2 * layout.bytes_a_pixel + (4 * layout.bytes_a_pixel + 16) / count
+        admission.check(_shape(layout.size, count), needed, path)
     if layout and layout.deep:
         pages = [_columns_first(flips.apply(page)) for page in read_deep(path, layout)]
         return pages, after(flips, turn)
     # of a name PIL maps a file to memory, and a turned TIFF with rows and columns confused
-    with path.open("rb") as file, Image.open(file) as picture:
+    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as picture:
         if layout:
             # PIL has turned them upright
             pages = [
-                _columns_first(flips.apply(turn.undo(_page(picture, index, indices))))
+                _columns_first(flips.apply(turn.undo(_page(picture, index, admission.as_labels))))
                 for index in layout.pages
             ]
             return pages, after(flips, turn)
-        count = getattr(picture, "n_frames", 1) if picture.format in _PAGED else 1
-        # the tag of a TIFF whose structure is damaged is as doubtful as the rest
-        turn = turn if is_tiff else turn_of(picture.getexif().get(TAG))
-        return [_columns_first(_page(picture, index, indices)) for index in range(count)], turn
+        count = _count(picture)
+        admission.check(_shape(picture.size, count), _bytes_a_pixel(picture, count), path)
+        turn = _told_turn(picture)
+        pages = [_page(picture, index, admission.as_labels) for index in range(count)]
+        return [_columns_first(page) for page in pages], turn
+
+
+def _count(picture: Image.Image) -> int:
+    return getattr(picture, "n_frames", 1) if picture.format in _PAGED else 1
+
+
+def _told_turn(picture: Image.Image) -> Turn:
+    # the tag of a TIFF whose structure is damaged is as doubtful as the rest
+    if picture.format == "TIFF":
+        return UPRIGHT
+    # PNG's own method decodes the picture before
+    return turn_of(Image.Image.getexif(picture).get(TAG))
+
+
+def _shape(size: tuple[int, int], count: int) -> tuple[int, ...]:
+    return (*size, count) if count > 1 else size
+
+
+def _grid_of(shape: tuple[int, ...], turn: Turn) -> Grid:
+    return Grid(shape=shape, affine=np.eye(4), has_patient_space=False, upright=turn)
+
+
+def _bytes_a_pixel(picture: Image.Image, count: int) -> float:
+    """Memory that decoding takes: of one page its copies, of several the pages and the volume."""
+    value = 4 if picture.mode in ("I", "F") else 2 if picture.mode.startswith("I;16") else 1
+    channels = 1 if picture.mode in (*_GREY, "1") else 3
+    kept = value * channels
+    clear = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+    decoding = 20 if clear else 5 + 2 * kept if channels == 3 else 3 * kept
+    return 2 * kept + decoding / count
 
 
 def _one_turn(layout: TiffLayout) -> Turn:
@@ -116,7 +182,7 @@ def _page(picture: Image.Image, index: int, indices: bool) -> NDArray[Any]:
     elif page.mode == "1":
         array = np.asarray(page.convert("L"))
     else:
-        array = np.asarray(page.convert("RGB"))
+        array = np.asarray(page if page.mode == "RGB" else page.convert("RGB"))
     return array
 
 

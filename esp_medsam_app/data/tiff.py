@@ -35,11 +35,15 @@ class TiffLayout:
         pages: indices of its pages, without smaller copies of a page.
         deep: its samples are no bytes or bits, and `read_deep` is to read them.
         turns: what their orientation tags ask for.
+        size: of the largest page, columns and rows as stored.
+        bytes_a_pixel: of the widest page's samples.
     """
 
     pages: list[int]
     deep: bool
     turns: list[Turn]
+    size: tuple[int, int]
+    bytes_a_pixel: int
 
 
 def layout_of(path: Path) -> TiffLayout | None:
@@ -65,8 +69,17 @@ def layout_of(path: Path) -> TiffLayout | None:
                 and first.dtype not in (np.uint8, np.bool_)
                 and photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
             )
-            turns = [_turn(pages[index]) for index in kept]
-            return TiffLayout(kept, deep, turns)
+            chosen = [pages[index] for index in kept]
+            turns = [_turn(page) for page in chosen]
+            size = (
+                max(int(page.imagewidth) for page in chosen),
+                max(int(page.imagelength) for page in chosen),
+            )
+            width = max(
+                int(page.samplesperpixel) * (page.dtype.itemsize if page.dtype is not None else 1)
+                for page in chosen
+            )
+            return TiffLayout(kept, deep, turns, size, width)
     except Exception:  # damaged: PIL tells what it makes of it
         return None
 

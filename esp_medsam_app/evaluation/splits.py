@@ -8,8 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import pydicom
-
+from esp_medsam_app.data.dicom_bytes import read_dataset
 from esp_medsam_app.data.formats import DICOM, is_dicom_file, suffix_of
 from esp_medsam_app.errors import InputError
 
@@ -87,7 +86,7 @@ def _dicom_patient(image: Path) -> str | None:
         file = next((path for path in files if path.is_file() and _is_dicom(path)), None)
         if file is None:
             return None
-        header = pydicom.dcmread(
+        header = read_dataset(
             file,
             force=True,
             stop_before_pixels=True,

@@ -6,9 +6,9 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
+from esp_medsam_app.data.texts import read_yaml
 from esp_medsam_app.errors import InputError, UnknownNameError
 from esp_medsam_app.modalities.modality import Modality
 from esp_medsam_app.modalities.terms import Term, unspecified_term
@@ -21,16 +21,16 @@ def read_modality(path: Path) -> Modality:
         InputError: missing, not YAML, or against the schema; says which field.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         return Modality(**{"name": path.stem, **content})
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=path) from error
-    except (yaml.YAMLError, TypeError) as error:
-        raise InputError(f"not a YAML mapping ({error})", path=path) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "modality"
         raise InputError(f"{where}: {first['msg']}", path=path) from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"not a YAML mapping ({error})", path=path) from error
 
 
 @cache

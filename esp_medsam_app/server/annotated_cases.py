@@ -14,7 +14,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.data.reading import read_image, read_label_map
+from esp_medsam_app.data.reading import read_grid, read_label_map
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.pairs import CasePair, read_pair
@@ -138,8 +138,7 @@ def readable_cases(
 
 def _renumbered(case: AnnotatedCase, modality: Modality, folder: Path) -> CasePair:
     assert case.names is not None
-    grid = read_image(case.pair.image).grid
-    given: MedicalImage = read_label_map(case.pair.label, grid)
+    given: MedicalImage = read_label_map(case.pair.label, read_grid(case.pair.image), kept=True)
     file = folder / f"{hashlib.sha256(case.pair.name.encode()).hexdigest()[:16]}.nii.gz"
     folder.mkdir(parents=True, exist_ok=True)
     voxels = renumber(given.voxels, case.names, modality.labels)

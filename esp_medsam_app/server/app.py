@@ -24,6 +24,7 @@ from monailabel.utils.others.generic import remove_file
 from monailabel.utils.sessions import Sessions
 
 from esp_medsam_app import __version__
+from esp_medsam_app.data.whole_files import remove_partials
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
@@ -37,22 +38,27 @@ from esp_medsam_app.server.devices import DeviceLoads
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.infer_task import EspMedSamInferTask
 from esp_medsam_app.server.killed_processes import explain_killed_processes
-from esp_medsam_app.server.local_datastore import TAG, SafeDatastore
+from esp_medsam_app.server.local_datastore import SafeDatastore
+from esp_medsam_app.server.log_lines import guard_logs
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
 from esp_medsam_app.server.pacs.pointers import grid_of
 from esp_medsam_app.server.pacs.routes import add_dicom_seg_route
 from esp_medsam_app.server.pacs.series_cache import GIGABYTE
 from esp_medsam_app.server.plain_server import unblock
+from esp_medsam_app.server.reading import readers
 from esp_medsam_app.server.scoring import BackgroundScoring, DiceScore, LabelScoring, VoxelSum
 from esp_medsam_app.server.served import Served, note_served
 from esp_medsam_app.server.sessions import CheckedSessions
 from esp_medsam_app.server.sources import ImageSource, find_source
 from esp_medsam_app.server.submitted_labels import SubmittedLabels
+from esp_medsam_app.server.told_texts import TAG, quoted
 from esp_medsam_app.server.uncertainty_scoring import UncertaintyScoring
 from esp_medsam_app.server.version_routes import add_version_routes
 
 # How many images that turn out to be no volumes are passed over in one request.
 _TRIES = 20
+# nothing is written for longer than this
+_LEFT_SECONDS = 3600
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 
 logger = logging.getLogger(__name__)
@@ -75,6 +81,7 @@ class EspMedSamApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
         end_with_server()
+        guard_logs()
         # MONAI Label downloads itkimage2segimage where it finds none; ours lies beside Python.
         tools = str(Path(sys.executable).parent)
         if tools not in os.environ.get("PATH", "").split(os.pathsep):
@@ -193,6 +200,7 @@ class EspMedSamApp(MONAILabelApp):
         tie_children()
         open_audit(Path(self.app_dir) / "logs")
         self._note_served()
+        _sweep(Path(self.app_dir) / "model")
         # it reads its settings when it is imported
         from monailabel.app import app as endpoints
 
@@ -202,6 +210,7 @@ class EspMedSamApp(MONAILabelApp):
         unblock(endpoints)
         if isinstance(datastore := self.datastore(), PacsDatastore):
             datastore.start()
+        readers().warm()
         super().on_init_complete()
         if AppConf.parse(self.conf).background_scores:
             self.active_learning.background.start()
@@ -399,12 +408,19 @@ def _patterns() -> list[str]:
     return [f"*{variant}" for suffix in IMAGE_SUFFIXES for variant in (suffix, suffix.upper())]
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what processes left half-written that were killed; trainings may write right now."""
+    count = remove_partials((Path(one) for one, _, _ in os.walk(folder)), _LEFT_SECONDS)
+    if count:
+        logger.info("Removed %d files that were left half-written", count)
+
+
 def _checked_tag(tag: Any) -> str:
     """The tag under which a label is kept; the datastore takes it for a folder's name."""
     if tag is None or tag == "":
         return str(DefaultLabelTag.ORIGINAL.value)
     if not isinstance(tag, str) or not TAG.fullmatch(tag):
-        raise InputError(f"params.label_tag: {tag!r} cannot be a label's tag")
+        raise InputError(f"params.label_tag: {quoted(tag)} cannot be a label's tag")
     return tag
 
 

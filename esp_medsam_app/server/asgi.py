@@ -11,9 +11,10 @@ A request goes through these layers, from the network inwards:
 
 1. `Answers`: a number for each request, errors as JSON, no paths of the server, counting;
 2. CORS and `Origins`: which web pages may ask;
-3. `ImageAddresses` and `TokenGate`: who may ask;
-4. `Health` and `DicomProxy` answer by themselves;
-5. `Bodies`: the body is read as a whole, as far as it may;
+3. `ImageAddresses` and `Gate`: who may ask for what, by a signed address, a token or Keycloak;
+   `access` has the table;
+4. `Health` and `DicomProxy` answer by themselves; `SharedAnswers` answers equal requests once;
+5. `Bodies`: the body is read as a whole, as far as it may and as the disks have room;
 6. `Lanes`: a place to be worked on, after those who came before, or 429;
 7. `OffTheLoop`: a thread with an event loop of its own;
 8. `rooms`: our endpoints, and MONAI Label's for the rest.
@@ -38,6 +39,10 @@ holds a later one, and none is held while an answer is sent:
 5. `Segmenter._turn`: one pass on the device, a batch of tiles;
 6. counters (`Metrics`, `DeviceLoads`, `BackgroundScores`): for a few instructions.
 
+**Deadlines.** Files are read by processes of their own (`reading`), which are ended when they take
+longer or more memory than a file of that size may. `/readyz` says 503 where all places of a lane
+are taken and none is given back for longer than its work takes.
+
 **Processes.** Trainings, batches and scorings are processes that MONAI Label starts. They end with
 this one, however it ends, and have their temporary files in its folder. Labels and versions are
 shared through files whose changes are atomic; see `datastore_file` and `versions`. Several uvicorn
@@ -48,20 +53,24 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import psutil
 from monailabel.config import settings as monai_settings
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.server.children import end_children
+from esp_medsam_app.server.disks import APP, STUDIES, Disks, written_folders
 from esp_medsam_app.server.door.answers import Answers
 from esp_medsam_app.server.door.asgi_types import Receive, Scope, Send
 from esp_medsam_app.server.door.bodies import Bodies
 from esp_medsam_app.server.door.dicom_proxy import PREFIX, DicomProxy
+from esp_medsam_app.server.door.header_deadline import limit_headers
 from esp_medsam_app.server.door.health import Health
-from esp_medsam_app.server.door.identity import TokenGate, checked_role
+from esp_medsam_app.server.door.identity import Gate
 from esp_medsam_app.server.door.image_addresses import ImageAddresses
 from esp_medsam_app.server.door.infer_routes import is_dicom_seg
 from esp_medsam_app.server.door.lanes import Lanes, TwoLanes
@@ -71,8 +80,13 @@ from esp_medsam_app.server.door.redaction import Redaction
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.rooms import rooms
 from esp_medsam_app.server.door.settings import DoorSettings
+from esp_medsam_app.server.door.shared_answers import SharedAnswers
 from esp_medsam_app.server.door.temporary import TemporaryFolder
 from esp_medsam_app.server.door.threads import OffTheLoop
+from esp_medsam_app.server.log_lines import guard_logs
+
+# parameters of addresses that name something of the server
+_IDS = {"id", "image", "label", "tag", "session_id", "model"}
 
 
 class FrontDoor:
@@ -106,6 +120,8 @@ class FrontDoor:
             )
         if settings.audit_file is not None:
             os.environ["ESP_MEDSAM_AUDIT_FILE"] = str(settings.audit_file)
+        guard_logs()
+        limit_headers(settings.header_seconds)
         # MONAI Label takes for granted that it is there
         os.environ.setdefault("PYTHONPATH", "")
         if monai_label is None:
@@ -119,26 +135,34 @@ class FrontDoor:
         self.inferences, self.work = lanes.inferences, lanes.work
         self._rooms = rooms(monai_label, settings, self._opened, self._closed)
         self._monai_label = monai_label
-        self._threads = OffTheLoop(self._room, lanes.places + 64)
-        check = checked_role(monai_settings.MONAI_LABEL_AUTH_ROLE_USER)
-        self._proxy = DicomProxy(check, settings.max_upload_mb, proxy_transport)
+        self._threads = OffTheLoop(self._room, lanes.places + 64, settings.upload_seconds)
+        disks = Disks(settings.min_free_mb)
+        self._proxy = DicomProxy(
+            disks, settings.max_upload_mb, settings.upload_seconds, proxy_transport
+        )
         self._health = Health(
             self._to_work,
             lanes=[self.inferences, self.work],
             metrics=self.metrics,
-            check=check,
             min_free_mb=settings.min_free_mb,
             written=_written,
         )
-        self._bodies = Bodies(
+        bodies = Bodies(
             Lanes(self._threads, lanes.of, self.metrics),
+            disks,
             max_upload_mb=settings.max_upload_mb,
             max_json_kb=settings.max_json_kb,
             upload_seconds=settings.upload_seconds,
-            min_free_mb=settings.min_free_mb,
         )
+        self._shared = SharedAnswers(bodies)
         origins = normalised(monai_settings.MONAI_LABEL_CORS_ORIGINS)
-        gate = TokenGate(self._health, _secret(settings.token), _secret(settings.admin_token))
+        gate = Gate(
+            self._health,
+            _secret(settings.token),
+            _secret(settings.admin_token),
+            settings.keycloak_issuer,
+            settings.keycloak_audience,
+        )
         guarded = Origins(ImageAddresses(gate), origins, settings.hosts)
         self._http = with_cors(Answers(guarded, self.metrics, self._redaction), origins)
         self._known_redaction: tuple[tuple[str, ...], Redaction] | None = None
@@ -162,10 +186,11 @@ class FrontDoor:
             raise RefusedError(404, "There is no such address.")
         if not scope.get("query_string", b"").isascii():
             raise RefusedError(400, "What comes after the ? has to be percent-encoded.")
+        _check_ids(scope)
         if scope["path"].startswith(PREFIX):
             await self._proxy(scope, receive, send)
         else:
-            await self._bodies(scope, receive, send)
+            await self._shared(scope, receive, send)
 
     async def _room(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._monai_label if is_dicom_seg(scope) else self._rooms
@@ -180,9 +205,10 @@ class FrontDoor:
         self._threads.close()
 
     def _redaction(self) -> Redaction:
-        roots = tuple(str(folder) for folder in _folders())
-        if self._known_redaction is None or self._known_redaction[0] != roots:
-            self._known_redaction = roots, Redaction(roots)
+        # asked for with every answer, while the folders are the same all the time
+        chosen = _chosen_folders()
+        if self._known_redaction is None or self._known_redaction[0] != chosen:
+            self._known_redaction = chosen, Redaction(_folders())
         return self._known_redaction[1]
 
     def _measure(self) -> None:
@@ -207,6 +233,19 @@ class FrontDoor:
         )
         gauge("device_bytes", "Memory of each GPU that torch holds", _device_bytes, "device")
         gauge("tasks", "Trainings, batches and scorings that run", _running_tasks, "kind")
+
+
+def _check_ids(scope: Scope) -> None:
+    """Whether an id in the address is one: none is a path.
+
+    An answer that told a path back would, without the server's folders in it, tell which there are.
+    """
+    if not scope["path"].startswith(PREFIX):
+        query = scope.get("query_string", b"").decode("latin-1")
+        for name, value in parse_qsl(query, errors="replace"):
+            if name in _IDS and ("/" in value or "\\" in value):
+                status = 422 if scope["method"] == "PUT" else 404
+                raise RefusedError(status, f"{name}: an id is needed, and an id is no path.")
 
 
 def _below_root(scope: Scope) -> Scope:
@@ -234,18 +273,23 @@ def _running_tasks() -> dict[str, float]:
 
 def _written() -> dict[str, Path]:
     """The folders that hold what must not be lost, by what they are for."""
-    studies = str(monai_settings.MONAI_LABEL_STUDIES)
-    is_folder = studies and not studies.startswith(("http://", "https://"))
-    kept = studies if is_folder else str(monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH)
-    app = str(monai_settings.MONAI_LABEL_APP_DIR)
-    named = {"images and labels": kept, "versions and logs": app}
-    return {name: Path(folder) for name, folder in named.items() if folder}
+    return {name: folder for name, folder in written_folders().items() if name in (STUDIES, APP)}
+
+
+def _chosen_folders() -> tuple[str, ...]:
+    """What `_folders` depends on."""
+    return (
+        str(monai_settings.MONAI_LABEL_STUDIES),
+        str(monai_settings.MONAI_LABEL_APP_DIR),
+        str(monai_settings.MONAI_LABEL_SESSION_PATH),
+        str(monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH),
+        str(monai_settings.MONAI_LABEL_DATASTORE_CACHE_PATH),
+        tempfile.gettempdir(),
+    )
 
 
 def _folders() -> list[Path]:
     """All folders of the server whose place is nobody's business."""
-    import tempfile
-
     package = Path(__file__).resolve().parents[1]
     chosen = (
         monai_settings.MONAI_LABEL_SESSION_PATH,

@@ -44,6 +44,7 @@ def audit(action: str, **what: Any) -> None:
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "action": action,
             "user": (call.user or "anonymous") if call else "server",
+            "role": (call.role or "none") if call else "server",
             "client": call.client if call else "",
             "request": call.id if call else "",
             **what,

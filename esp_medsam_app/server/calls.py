@@ -15,6 +15,7 @@ class Call:
         id: told to the client, and written with every line about it.
         client: address it came from.
         user: who sent it; empty where nobody has to say.
+        role: of the sender; empty where nobody has to say who it is.
         is_admin: whether it may do what only admins may.
         authenticated: whether the server knows who sent it.
     """
@@ -22,6 +23,7 @@ class Call:
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     client: str = ""
     user: str = ""
+    role: str = ""
     is_admin: bool = True
     authenticated: bool = False
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastoreModel
-from monailabel.utils.others.generic import remove_file
 
-from esp_medsam_app.data.whole_files import written_whole
+from esp_medsam_app.data.whole_files import remove_partials, written_whole
+from esp_medsam_app.server.file_changes import FileChanges, Replacement
 
 _LOCK_SECONDS = 60
 # Inode, size and time of change: a coarse clock alone does not tell two versions apart.
 _Stamp = tuple[int, int, int]
-_Files = list[tuple[Path, "Path | bytes"]]
+_JOURNAL = ".transaction.json"
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +32,14 @@ class Change:
     Attributes:
         model: as it is on disk when the transaction begins; to be altered in place.
         content: of the file that it was read from.
-        history: files to put in place before the model, each a target and its source or content.
-        files: files to put in place right after the model, likewise.
-        removed: files and folders to remove when all that is done.
+        files: files to put in place together with the model, each a target and its source or
+            content.
+        removed: files and folders to remove, likewise.
     """
 
     model: LocalDatastoreModel
     content: bytes = b""
-    history: _Files = field(default_factory=list)
-    files: _Files = field(default_factory=list)
+    files: list[Replacement] = field(default_factory=list)
     removed: list[Path] = field(default_factory=list)
 
 
@@ -50,8 +48,10 @@ class DatastoreFile:
 
     Writers hold one lock, which threads and processes share and which a thread may take again.
     They read the file anew, so that no change of another process is lost, and replace it whole.
-    A copy of what was written last lies beside it, for the day when the file is damaged. Readers
-    take no lock; they read again when there is another file.
+    What belongs to a change, the voxels of a label and their description, changes at one moment,
+    also where a process is killed; see `FileChanges`. A copy of what was written last lies beside
+    the file, for the day when it is damaged. Readers take no lock unless a change is being made;
+    they read again when there is another file.
 
     Args:
         path: of the file.
@@ -72,17 +72,23 @@ class DatastoreFile:
         self.last_good = path.with_name(f"{path.name}.last_good")
         self._read_only = read_only
         self._complete = complete
+        self._changes = FileChanges(path.with_name(_JOURNAL), path)
         self._base_path = model.base_path
         self._between_threads = threading.RLock()
         # of MONAI Label's own name, so that its processes and ours wait for each other
         self._between_processes = FileLock(path.with_name(".lock"), timeout=_LOCK_SECONDS)
         self._seen: tuple[_Stamp | None, LocalDatastoreModel] = (None, model)
         self._open: Change | None = None
+        self._making: threading.Event | None = None
 
     def read(self) -> LocalDatastoreModel:
         """The model as it is on disk now; not to be altered."""
         stamp, model = self._seen
-        if _stamp(self.path) == stamp:
+        is_seen = _stamp(self.path) == stamp
+        # asked after the look at the file: a description that is new has its voxels in place
+        if self._changes.is_open and not self._read_only:
+            self._settle()
+        elif is_seen:
             return model
         try:
             stamp, content = self._read()
@@ -121,9 +127,35 @@ class DatastoreFile:
         with self._locked():
             yield
 
+    def remove_partials(self, folders: Iterable[Path]) -> int:
+        """Remove what killed processes left half-written; how many files.
+
+        Args:
+            folders: that only transactions write to.
+        """
+        own = [self.path.name, self.last_good.name, self._changes.journal.name]
+        with self._locked():
+            return remove_partials(folders) + remove_partials([self.path.parent], of=own)
+
+    def _settle(self) -> None:
+        """Wait for a change that is being made, or complete it where its process was killed."""
+        making = self._making
+        if making is not None:
+            # one of this process, which ends in a moment; others may wait for the lock
+            making.wait(_LOCK_SECONDS)
+            return
+        try:
+            with self._locked():
+                pass
+        except OSError:
+            logger.warning("A change of %s cannot be completed", self.path, exc_info=True)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with self._between_threads, self._between_processes:
+            # within a transaction nothing is left half-way
+            if self._open is None and not self._read_only:
+                self._changes.complete()
             yield
 
     def _begun(self) -> Change:
@@ -175,16 +207,19 @@ class DatastoreFile:
 
     def _commit(self, change: Change) -> None:
         content = _dumped(change.model)
-        if content != change.content or change.history or change.files:
-            # Everything is on disk before the first file takes its place; the last one entered
-            # is the first to do so.
-            with ExitStack() as stack:
-                for target, source in [*change.files, (self.path, content), *change.history]:
-                    _write_through(stack.enter_context(written_whole(target)), source)
+        described: list[Replacement] = []
+        if content != change.content or change.files or change.removed:
+            described.append((self.path, content))
+        if described:
+            made = self._making = threading.Event()
+            try:
+                # a description that is read has its files in place
+                self._changes.make([*change.files, *described], change.removed)
+            finally:
+                self._making = None
+                made.set()
             self._seen = (_stamp(self.path), change.model)
             self._copy(content)
-        for path in change.removed:
-            remove_file(str(path))
 
     def _copy(self, content: bytes) -> None:
         try:
@@ -216,13 +251,3 @@ def _stamp_of(status: os.stat_result) -> _Stamp:
 
 def _dumped(model: LocalDatastoreModel) -> bytes:
     return bytes(model.model_dump_json(exclude={"base_path"}, indent=2).encode())
-
-
-def _write_through(path: Path, source: Path | bytes) -> None:
-    """Write a file and wait for the disk: a loss of power leaves no empty one."""
-    if isinstance(source, bytes):
-        path.write_bytes(source)
-    else:
-        shutil.copyfile(source, path)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

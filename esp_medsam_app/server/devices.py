@@ -5,12 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 # what viewers send for "any GPU"
 _ANY = (None, "", "auto", "cuda")
+
+
+@lru_cache(maxsize=1)
+def gpu_count() -> int:
+    """How many there are; torch opens NVIDIA's library for each look."""
+    return torch.cuda.device_count()
 
 
 class DeviceLoads:

@@ -8,13 +8,16 @@ import uuid
 from fastapi import HTTPException
 
 from esp_medsam_app.errors import (
+    BusyError,
     EspMedSamError,
+    FullDiskError,
     InputError,
     OutOfMemoryError,
     UnknownNameError,
     UnreachableError,
     WeightsError,
 )
+from esp_medsam_app.server.disks import full_disk
 from esp_medsam_app.server.sources import ImageSource
 
 _STATUS: dict[type[EspMedSamError], int] = {
@@ -23,6 +26,8 @@ _STATUS: dict[type[EspMedSamError], int] = {
     OutOfMemoryError: 503,
     WeightsError: 503,
     UnreachableError: 503,
+    BusyError: 503,
+    FullDiskError: 507,
 }
 # Seconds after which the PACS may be back; its outages are seldom shorter.
 _ASK_AGAIN = {"Retry-After": "30"}
@@ -38,6 +43,7 @@ def as_http_error(error: Exception, source: ImageSource | None = None) -> HTTPEx
             whose traceback goes to the log under a number that the client is told.
         source: the image, whose path on the server gives way to its name.
     """
+    error = full_disk(error) or error
     if isinstance(error, MemoryError):
         error = OutOfMemoryError(
             "the image needs more main memory than there is", remedy="Crop or downsample it"
@@ -47,7 +53,7 @@ def as_http_error(error: Exception, source: ImageSource | None = None) -> HTTPEx
         detail = _explain(error, source)
         place = f" ({error.path})" if error.path is not None else ""
         logger.warning("Answered %d: %s%s", status, detail, place)
-        again = _ASK_AGAIN if isinstance(error, UnreachableError) else None
+        again = _ASK_AGAIN if isinstance(error, UnreachableError | BusyError) else None
         return HTTPException(status, detail, headers=again)
     number = uuid.uuid4().hex[:8]
     logger.error("Failed unexpectedly, error %s", number, exc_info=error)

@@ -15,8 +15,8 @@ from esp_medsam_app.active_learning.image_modalities import ImageModalities, Ima
 from esp_medsam_app.active_learning.score_cache import ScoreCache, ScoreKey, fingerprint
 from esp_medsam_app.active_learning.strategies import Candidate, by_chance
 from esp_medsam_app.data.image import MedicalImage
-from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.errors import (
+    BusyError,
     InputError,
     OutOfMemoryError,
     UnknownNameError,
@@ -24,6 +24,7 @@ from esp_medsam_app.errors import (
     WeightsError,
 )
 from esp_medsam_app.server.originals import borrowed
+from esp_medsam_app.server.reading import read_image
 from esp_medsam_app.server.scored_models import ScoredModels
 
 # Of a DICOMweb archive, so many series are fetched to be assessed; chosen by chance.
@@ -141,7 +142,7 @@ class ImageScores:
                 if look and not self._may_be_of(key, image):
                     return False
                 version, assessment = self.models.assess(key.modality, image, before_pass)
-        except UnreachableError as error:
+        except (BusyError, UnreachableError) as error:
             # the next round asks again
             logger.warning("Image %r cannot be assessed now: %s", key.image, error)
             return False

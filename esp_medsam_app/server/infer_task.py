@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from esp_medsam_app.data.dicom import series_tags
 from esp_medsam_app.data.image import Grid, MedicalImage
 from esp_medsam_app.data.names import label_map_suffix
-from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.inference import Segmenter
@@ -27,8 +26,9 @@ from esp_medsam_app.inference.hounsfield import check_units, needs_hounsfield_un
 from esp_medsam_app.inference.modality_reader import ModalityReading
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.conf import model_name
-from esp_medsam_app.server.disks import TEMPORARY, room
+from esp_medsam_app.server.disks import TEMPORARY, advice_on_room
 from esp_medsam_app.server.options import InferOptions
+from esp_medsam_app.server.reading import read_image
 from esp_medsam_app.server.shared_segmenter import SharedSegmenter
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _write(labels: NDArray[Any], grid: Grid, suffix: str, compress: bool) -> Pat
         Path(name).unlink(missing_ok=True)
         raise EspMedSamError(
             f"the label map cannot be written ({error.strerror or error})",
-            remedy=room(TEMPORARY, Path(name).parent),
+            remedy=advice_on_room(TEMPORARY, Path(name).parent),
         ) from error
     except EspMedSamError:
         Path(name).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from esp_medsam_app.errors import EspMedSamError, InputError
+from esp_medsam_app.telemetry import OFF
 
 # our application around MONAI Label's, in place of its own
 FRONT_DOOR = ("--uvicorn_app", "esp_medsam_app.server.asgi:app")
@@ -174,8 +175,8 @@ def start_server(
         port: TCP; 0 for any that is free.
         conf: the app's options, `--conf`.
         arguments: further ones of `monailabel start_server`.
-        environment: of the process, in addition to this one's. `ALLOCATOR` holds where neither
-            says otherwise.
+        environment: of the process, in addition to this one's. `ALLOCATOR`, and that libraries
+            report to nobody, holds where neither says otherwise.
         output: where its output goes, as in `subprocess`; beside ours by default.
         popen: for tests.
 
@@ -189,7 +190,7 @@ def start_server(
         command += ["--conf", key, value]
     process = popen(
         [*command, *arguments],
-        env={**ALLOCATOR, **_inherited(), **(environment or {})},
+        env={**ALLOCATOR, **OFF, **_inherited(), **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,

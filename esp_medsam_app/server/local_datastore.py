@@ -6,11 +6,9 @@ import copy
 import filecmp
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,23 +20,29 @@ from monailabel.datastore.local import (
     LocalDatastoreModel,
 )
 
+from esp_medsam_app.data.attached import check_attached
 from esp_medsam_app.data.formats import is_dicom_file, suffix_of
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.server.datastore_file import Change, DatastoreFile
-from esp_medsam_app.server.disks import room
+from esp_medsam_app.server.disks import advice_on_room, full_disk
+from esp_medsam_app.server.file_changes import Kept, Replacement
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.sources import ImageSource
+from esp_medsam_app.server.told_texts import (
+    MOST_TAGS,
+    check_size,
+    check_told,
+    checked_name,
+    checked_tag,
+    text_of,
+)
 
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 HISTORY = "label_versions"
 # marks a label as the model's own, which can be computed again
 PREDICTED = "predicted"
 
 # beside the versions: the info of a label whose image is gone
 _GONE = "gone.json"
-# with a suffix, and what `written_whole` puts in front, still a file name
-_LONGEST_NAME = 180
-
 Prepare = Callable[
     [Path, Path, Mapping[str, Any]], AbstractContextManager[tuple[Path, dict[str, Any]]]
 ]
@@ -112,6 +116,8 @@ class SafeDatastore(LocalDatastore):
             auto_reload=auto_reload,
             read_only=read_only,
         )
+        if not read_only:
+            self._remove_partials()
         if auto_reload:
             # what is moved here is there all at once, as rsync does it
             self._handler.on_moved = self._on_any_event
@@ -171,6 +177,7 @@ class SafeDatastore(LocalDatastore):
         """
         with _told():
             source = Path(image_filename)
+            check_attached(source)
             stem, suffix = self._image_suffix(source)
             image_id = checked_name(image_id or stem)
             info = _plain(image_info)
@@ -187,6 +194,7 @@ class SafeDatastore(LocalDatastore):
                 entry.image.ext = suffix
                 entry.image.info.update(info, ts=int(time.time()), name=target.name)
                 model.objects[image_id] = entry
+                check_told(change, entry.image.info)
                 change.files.append((target, source))
             return image_id
 
@@ -220,6 +228,7 @@ class SafeDatastore(LocalDatastore):
             entry = _entry(self._datastore, image_id)
             image = _image_file(self._datastore, image_id, entry.image.ext)
             info = self._without_own_notes(label_info)
+            check_size(info)
             with self._prepare(file, image, info) as (prepared, info):
                 self._keep_label(image_id, tag, prepared, info)
         return image_id
@@ -244,7 +253,7 @@ class SafeDatastore(LocalDatastore):
             HTTPException: 404 unknown label.
         """
         with _told(), self._file.transaction() as change:
-            tag = _text(label_tag)
+            tag = text_of(label_tag)
             label = _label(change.model, label_id, tag)
             self._to_history(change, label_id, tag, label)
             change.removed.append(_label_file(change.model, label_id, tag, label.ext))
@@ -259,7 +268,9 @@ class SafeDatastore(LocalDatastore):
         with _told():
             plain = _plain(info)
             with self._file.transaction() as change:
-                _entry(change.model, image_id).image.info.update(plain)
+                known = _entry(change.model, image_id).image.info
+                known.update(plain)
+                check_told(change, known)
 
     def update_label_info(self, label_id: str, label_tag: str, info: Mapping[str, Any]) -> None:
         """Add to a label's info, or alter it.
@@ -270,7 +281,9 @@ class SafeDatastore(LocalDatastore):
         with _told():
             plain = self._without_own_notes(info)
             with self._file.transaction() as change:
-                _label(change.model, label_id, _text(label_tag)).info.update(plain)
+                known = _label(change.model, label_id, text_of(label_tag)).info
+                known.update(plain)
+                check_told(change, known)
 
     def _without_own_notes(self, info: Any) -> dict[str, Any]:
         return {key: value for key, value in _plain(info).items() if key not in self._own_notes}
@@ -283,6 +296,11 @@ class SafeDatastore(LocalDatastore):
             entry = _entry(change.model, image_id)
             target = _label_file(change.model, image_id, tag, suffix)
             before = entry.labels.get(tag)
+            if before is None and len(entry.labels) >= MOST_TAGS:
+                raise InputError(
+                    f"image {image_id!r} has labels of {MOST_TAGS} tags already",
+                    remedy="Submit the label with one of these tags",
+                )
             info = {**info, "ts": int(time.time()), "name": target.name}
             if before is not None:
                 file = _label_file(change.model, image_id, tag, before.ext)
@@ -291,11 +309,8 @@ class SafeDatastore(LocalDatastore):
                     self._to_history(change, image_id, tag, before)
                 if before.ext != suffix:
                     change.removed.append(file)
-            # a file of another name lies beside the one before, which counts till the model says
-            # otherwise: its info is never told of these voxels
-            beside = before is not None and before.ext != suffix
             entry.labels[tag] = DataModel(ext=suffix, info=info)
-            (change.history if beside else change.files).append((target, source))
+            change.files.append((target, source))
         logger.info("Kept label %r of image %r (%s)", tag, image_id, suffix)
 
     def _to_history(self, change: Change, image_id: str, tag: str, label: DataModel) -> None:
@@ -306,7 +321,10 @@ class SafeDatastore(LocalDatastore):
         numbers = [int(p.stem) for p in folder.glob("[0-9]*.json")]
         name = f"{max(numbers, default=0) + 1:06d}"
         info = json.dumps(label.info, indent=2).encode()
-        change.history += [(folder / f"{name}{label.ext}", file), (folder / f"{name}.json", info)]
+        change.files += [
+            (folder / f"{name}{label.ext}", Kept(file)),
+            (folder / f"{name}.json", info),
+        ]
 
     def _history(self, image_id: str, tag: str) -> Path:
         return self._folder / HISTORY / tag / image_id
@@ -332,16 +350,31 @@ class SafeDatastore(LocalDatastore):
 
     def _reconcile_datastore(self) -> None:
         with self._file.transaction() as change:
-            change.history += self._follow_files(change.model)
+            change.files += self._follow_files(change.model)
 
-    def _follow_files(self, model: LocalDatastoreModel) -> list[tuple[Path, Path | bytes]]:
+    def _remove_partials(self) -> None:
+        """Remove the hidden files that processes left which were killed while they wrote."""
+        model = self._datastore
+        labels = Path(model.label_path(None))
+        folders = [Path(model.image_path())]
+        folders += [entry for entry in _entries(labels) if entry.is_dir()]
+        folders += [image for tag in self._histories() for image in _entries(tag)]
+        try:
+            count = self._file.remove_partials(folders)
+        except OSError:
+            logger.warning("Half-written files cannot be removed", exc_info=True)
+            return
+        if count:
+            logger.info("Removed %d files that were left half-written", count)
+
+    def _follow_files(self, model: LocalDatastoreModel) -> list[Replacement]:
         """Make a model agree with the files there are.
 
         Returns:
             What to write down of labels whose image is gone: it may be back in a moment, as when
             somebody replaces it by hand, and the label shall then have its info.
         """
-        remembered: list[tuple[Path, Path | bytes]] = []
+        remembered: list[Replacement] = []
         for image_id, entry in list(model.objects.items()):
             if not _image_file(model, image_id, entry.image.ext).exists():
                 logger.info("Image %r is not there any more", image_id)
@@ -415,36 +448,6 @@ class SafeDatastore(LocalDatastore):
         return known != path.exists()
 
 
-def checked_tag(tag: Any) -> str:
-    """A label's tag, which is also a folder's name; raises InputError if it cannot be one."""
-    text = _text(tag)
-    if not TAG.fullmatch(text):
-        raise InputError(f"{text!r} cannot be a label's tag")
-    return text
-
-
-def checked_name(image_id: Any) -> str:
-    """An image's id, which is also a file's name; raises InputError if it cannot be one."""
-    if (
-        not isinstance(image_id, str)
-        or not image_id
-        or image_id.startswith(".")
-        or any(char in "/\\" or not char.isprintable() for char in image_id)
-        or len(image_id.encode(errors="replace")) > _LONGEST_NAME
-    ):
-        raise InputError(
-            f"{image_id!r} cannot be an image's id",
-            remedy=f"Take up to {_LONGEST_NAME} characters of a file name: no / and \\, and no dot "
-            "in front",
-        )
-    return image_id
-
-
-def _text(tag: Any) -> str:
-    # MONAI Label's own tags are both; as text they would be `DefaultLabelTag.FINAL`
-    return str(tag.value if isinstance(tag, Enum) else tag)
-
-
 def _found(file: Path, suffix: str, remembered: Path | None = None) -> DataModel:
     info = {"ts": int(time.time()), "name": file.name}
     if remembered is not None and remembered.is_file():
@@ -478,6 +481,10 @@ def _label_file(model: LocalDatastoreModel, image_id: str, tag: str, suffix: str
     return Path(model.label_path(tag)) / f"{image_id}{suffix}"
 
 
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def _entry(model: LocalDatastoreModel, image_id: str) -> ImageLabelModel:
     if image_id not in model.objects:
         raise UnknownNameError(f"there is no image {image_id!r} in the datastore")
@@ -506,7 +513,7 @@ def _room(error: OSError) -> str:
     from monailabel.config import settings
 
     where = error.filename or settings.MONAI_LABEL_STUDIES or "."
-    return room("images and labels", Path(str(where)))
+    return advice_on_room("images and labels", Path(str(where)))
 
 
 @contextmanager
@@ -517,8 +524,8 @@ def _told(source: ImageSource | None = None) -> Iterator[None]:
     except EspMedSamError as error:
         raise as_http_error(error, source) from error
     except OSError as error:
-        told = EspMedSamError(
+        told = full_disk(error) or EspMedSamError(
             f"the datastore cannot be written ({error.strerror or error})",
-            remedy=f"{_room(error)}. Another process may have locked it as well",
+            remedy=f"{_room(error)}. Another process may hold its lock, or the folder is read-only",
         )
         raise as_http_error(told, source) from error

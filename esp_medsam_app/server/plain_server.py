@@ -13,18 +13,21 @@ import asyncio
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
-from monailabel.config import settings as monai_settings
 from starlette.routing import BaseRoute, Match, NoMatchFound
 
+from esp_medsam_app.errors import FullDiskError
+from esp_medsam_app.server.disks import Disks
 from esp_medsam_app.server.door.asgi_types import Receive, Scope, Send
 from esp_medsam_app.server.door.bodies import Bodies
 from esp_medsam_app.server.door.dicom_proxy import PREFIX, DicomProxy
-from esp_medsam_app.server.door.identity import checked_role
+from esp_medsam_app.server.door.header_deadline import limit_headers
+from esp_medsam_app.server.door.identity import Gate
 from esp_medsam_app.server.door.lanes import Lanes, TwoLanes
 from esp_medsam_app.server.door.metrics import Metrics
 from esp_medsam_app.server.door.refusal import ClientLeftError, RefusedError
 from esp_medsam_app.server.door.settings import DoorSettings
 from esp_medsam_app.server.door.threads import OffTheLoop, is_off_the_loop
+from esp_medsam_app.server.http_errors import as_http_error
 
 
 def unblock(endpoints: FastAPI) -> None:
@@ -40,8 +43,10 @@ def unblock(endpoints: FastAPI) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
+    settings = DoorSettings.read()
+    limit_headers(settings.header_seconds)
     if not any(isinstance(route, Unblocked) for route in endpoints.router.routes):
-        endpoints.router.routes.insert(0, Unblocked(endpoints, DoorSettings.read()))
+        endpoints.router.routes.insert(0, Unblocked(endpoints, settings))
 
 
 class Unblocked(BaseRoute):
@@ -54,16 +59,22 @@ class Unblocked(BaseRoute):
 
     def __init__(self, endpoints: FastAPI, settings: DoorSettings) -> None:
         lanes = TwoLanes(settings)
-        threads = OffTheLoop(endpoints.router, lanes.places + 64)
+        threads = OffTheLoop(endpoints.router, lanes.places + 64, settings.upload_seconds)
+        disks = Disks(settings.min_free_mb)
         self._bodies = Bodies(
             Lanes(threads, lanes.of, Metrics()),
+            disks,
             max_upload_mb=settings.max_upload_mb,
             max_json_kb=settings.max_json_kb,
             upload_seconds=settings.upload_seconds,
-            min_free_mb=settings.min_free_mb,
         )
-        check = checked_role(monai_settings.MONAI_LABEL_AUTH_ROLE_USER)
-        self._proxy = DicomProxy(check, settings.max_upload_mb)
+        self._proxy = DicomProxy(disks, settings.max_upload_mb, settings.upload_seconds)
+        # before a body is read; MONAI Label's routes look again
+        self._gate = Gate(
+            self._pass_on,
+            issuer=settings.keycloak_issuer,
+            audience=settings.keycloak_audience,
+        )
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """All of HTTP, once."""
@@ -79,11 +90,16 @@ class Unblocked(BaseRoute):
         """Answer by a thread, or pass on to the PACS."""
         path = str(scope["path"]).removeprefix(str(scope.get("root_path") or ""))
         try:
-            if path.startswith(PREFIX):
-                await self._proxy({**scope, "path": path}, receive, send)
-            else:
-                await self._bodies(scope, receive, send)
+            await self._gate({**scope, "path": path}, receive, send)
         except RefusedError as error:
             raise HTTPException(error.status, error.reason, error.headers) from error
+        except FullDiskError as error:
+            raise as_http_error(error) from error
         except ClientLeftError:
             return
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith(PREFIX):
+            await self._proxy(scope, receive, send)
+        else:
+            await self._bodies(scope, receive, send)

@@ -16,9 +16,9 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from numpy.typing import NDArray
 
 from esp_medsam_app.data.image import Grid
-from esp_medsam_app.data.reading import read_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.evaluation.metrics import mask_dice
+from esp_medsam_app.server.reading import read_label_map
 from esp_medsam_app.server.submitted_labels import BACKGROUND, simple_name, stored_names
 
 Masks = dict[str, NDArray[np.bool_]]
@@ -228,7 +228,7 @@ def _masks(
     image_id: str, tag: str, file: Path, datastore: Datastore, grid: Grid | None = None
 ) -> tuple[Masks, Grid]:
     """The mask of each label in a label map, by simple name; one without a name by its value."""
-    label = read_label_map(file, grid)
+    label = read_label_map(file, grid, kept=True)
     names = stored_names(datastore.get_label_info(image_id, tag))
     masks: Masks = {}
     for value in np.unique(label.voxels):

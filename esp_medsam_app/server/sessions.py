@@ -11,9 +11,13 @@ from pathlib import Path
 
 from monailabel.utils.sessions import SessionInfo, Sessions
 
-from esp_medsam_app.errors import InputError
-from esp_medsam_app.server.archives import only_folder, unpack
+from esp_medsam_app.data.archives import only_folder
+from esp_medsam_app.data.attached import check_attached
+from esp_medsam_app.errors import EspMedSamError
+from esp_medsam_app.server.disks import SESSIONS, TEMPORARY, current_room
 from esp_medsam_app.server.http_errors import as_http_error
+from esp_medsam_app.server.reading import unpack
+from esp_medsam_app.server.sources import ImageSource
 
 _SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -45,16 +49,22 @@ class CheckedSessions(Sessions):
         """Keep an image for a while, or what an archive of it holds.
 
         Raises:
-            HTTPException: 422 an archive that cannot be unpacked, or not safely.
+            HTTPException: 422 an archive that cannot be unpacked, or not safely; a header whose
+                voxels would lie in another file; 507 there is no room for what it holds.
         """
-        if not uncompress or Path(data_file).is_dir():
-            return super().add_session(data_file, expiry, False, session_id)
+        source = Path(data_file)
         folder = Path(tempfile.mkdtemp(prefix="esp_medsam_"))
         try:
-            unpack(Path(data_file), folder)
-            return super().add_session(str(only_folder(folder)), expiry, False, session_id)
-        except InputError as error:
-            raise as_http_error(error) from error
+            if uncompress and not source.is_dir():
+                room = current_room()
+                unpack(source, folder, ask=room.guard(TEMPORARY, SESSIONS) if room else None)
+                source = only_folder(folder)
+            for file in source.rglob("*") if source.is_dir() else [source]:
+                if file.is_file():
+                    check_attached(file)
+            return super().add_session(str(source), expiry, False, session_id)
+        except EspMedSamError as error:
+            raise as_http_error(error, ImageSource(source, "", "the session's image")) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -73,7 +73,11 @@ def _put_there_by_monai_label(path: Path, sessions: Sessions | None) -> ImageSou
         return ImageSource(path, "", "the uploaded image", is_upload=True)
     if sessions is not None and _is_session_image(path, sessions):
         return ImageSource(path, "", "the session's image")
-    raise _unknown(str(path))
+    # without the path: what the answer leaves of it would tell whether there is such a folder
+    raise UnknownNameError(
+        "there is no image of this name in the datastore: an id is needed, and an id is no path",
+        remedy="GET /datastore/?output=all lists them; other images go into a session",
+    )
 
 
 def _is_session_image(path: Path, sessions: Sessions) -> bool:

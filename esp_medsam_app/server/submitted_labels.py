@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from esp_medsam_app.data.alignment import check_alignment
 from esp_medsam_app.data.image import Grid, MedicalImage
+from esp_medsam_app.data.label_values import looked_up, values_in
 from esp_medsam_app.data.names import label_map_suffix
-from esp_medsam_app.data.reading import read_image, read_label_map
+from esp_medsam_app.data.nrrd_header import nrrd_texts
 from esp_medsam_app.data.writing import writable_suffix, write_label_map
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.modalities import Modality
+from esp_medsam_app.server.reading import read_grid, read_label_map
 
 BACKGROUND = "background"
 
@@ -105,7 +107,7 @@ class SubmittedLabels:
         if modality is None:
             return given.voxels, _as_it_came(info, entries, names, used)
         voxels = renumber(given.voxels, names, labels)
-        changed = not np.array_equal(voxels, given.voxels)
+        changed = voxels is not given.voxels and not np.array_equal(voxels, given.voxels)
         told = {match_name(entry["name"], labels): entry for entry in entries}
         listed = [
             {**told.get(name, {}), "name": name, "idx": value} for name, value in labels.items()
@@ -173,10 +175,12 @@ def renumber(
             f"the model has no label {', '.join(unknown)}",
             remedy=f"Its labels: {', '.join(labels)}. Rename the segment or remove it",
         )
+    if all(value == target for value, target in targets.items()) and voxels.dtype == np.uint8:
+        return voxels
     table = np.zeros(max(used, default=0) + 1, np.uint16)
     for value, target in targets.items():
         table[value] = target
-    return table.astype(np.uint8 if table.max() <= 255 else np.uint16)[voxels]
+    return looked_up(table.astype(np.uint8 if table.max() <= 255 else np.uint16), voxels)
 
 
 def match_name(name: str, labels: Mapping[str, int]) -> str | None:
@@ -251,7 +255,7 @@ def _as_it_came(
 
 def _grid_of(image: Path) -> Grid | None:
     try:
-        return read_image(image).grid
+        return read_grid(image)
     except InputError as error:
         # somebody could look at it all the same: what was drawn is not thrown away
         logger.warning("A label map is not compared with its image: %s", error)
@@ -327,16 +331,10 @@ def _header_names(label: Path) -> dict[int, str]:
     """What a segmentation file of Slicer itself says of its values; empty for other files."""
     if not label.name.lower().endswith(".seg.nrrd"):
         return {}
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(label))
-    reader.ReadImageInformation()
-    # SimpleITK gives what is no UTF-8 as halves of characters, and does not take them back
-    keys = [k for k in reader.GetMetaDataKeys() if re.fullmatch(r"Segment\d+_(LabelValue|Name)", k)]
     told = {
-        key: reader.GetMetaData(key).encode(errors="surrogateescape").decode(errors="replace")
-        for key in keys
+        key: text
+        for key, text in nrrd_texts(label).items()
+        if re.fullmatch(r"Segment\d+_(LabelValue|Name)", key)
     }
     named = [
         (value, told[name])
@@ -377,4 +375,4 @@ def _in_use(readings: Sequence[Mapping[int, str]], used: Sequence[int]) -> set[s
 
 
 def _used(voxels: NDArray[np.integer]) -> list[int]:
-    return [int(value) for value in np.unique(voxels) if value]
+    return [value for value in values_in(voxels) if value]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from esp_medsam_app.errors import InputError
+from esp_medsam_app.server.devices import gpu_count
 from esp_medsam_app.training.recipe import Recipe
 
 # Views of a training: what a GPU and what two cores go through in minutes.
@@ -101,7 +101,7 @@ class TrainOptions(BaseModel):
             "learning_rate": defaults.learning_rate,
             "margin": defaults.margin,
             "device": devices,
-            "multi_gpu": torch.cuda.device_count() > 1,
+            "multi_gpu": gpu_count() > 1,
             "gpus": defaults.gpus,
             "tracking": ["mlflow", "None"] if tracking else ["None", "mlflow"],
             "tracking_uri": "",

@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from esp_medsam_app.data.texts import read_yaml
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.training.losses import PixelLoss
 from esp_medsam_app.training.sizes import SizeStage
@@ -55,7 +55,7 @@ class Optimisation(BaseModel):
         if not path.is_file():
             path = Path(source)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            content = read_yaml(path) or {}
             return cls(**(content | changes))
         except OSError as error:
             raise InputError(
@@ -63,12 +63,12 @@ class Optimisation(BaseModel):
                 path=path,
                 remedy=f"Give one of {', '.join(recipes(cls))} or a YAML file",
             ) from error
-        except (yaml.YAMLError, TypeError) as error:
-            raise InputError(f"not a recipe in YAML ({error})", path=path) from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(f"recipe: {where}: {first['msg']}", path=path) from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a recipe in YAML ({error})", path=path) from error
 
 
 class Recipe(Optimisation):

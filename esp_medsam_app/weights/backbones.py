@@ -20,6 +20,9 @@ from esp_medsam_app.weights.integrity import (
     sha256_of,
 )
 
+# Sides of the square that a network sees, pixels: SAM's is 1024, and memory grows with its square.
+SMALLEST_INPUT, LARGEST_INPUT = 16, 2048
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -131,12 +134,10 @@ def read_own_backbone(path: Path) -> Backbone:
     """
     said = read_metadata(path)
     try:
-        return own_backbone(
-            path,
-            name=said["name"],
-            stem_stride=int(said["stem_stride"]),
-            input_size=int(said["input_size"]),
-        )
+        stride, size = int(said["stem_stride"]), int(said["input_size"])
+        if stride not in (1, 4) or not SMALLEST_INPUT <= size <= LARGEST_INPUT:
+            raise ValueError(f"a stride of {stride} and an input of {size} pixels")
+        return own_backbone(path, name=said["name"], stem_stride=stride, input_size=size)
     except (KeyError, ValueError) as error:
         raise WeightsError(
             "the file does not say which backbone it is",

@@ -22,17 +22,25 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from esp_medsam_app.data.texts import read_json
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import UnknownNameError, WeightsError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import DeSam, EspMedSam
 from esp_medsam_app.networks.esp_medsam import WHOLE, Design
 from esp_medsam_app.networks.modality_decoder import ModalityQueries
-from esp_medsam_app.weights.backbones import Backbone, get_backbone, load_encoder, own_backbone
+from esp_medsam_app.weights.backbones import (
+    LARGEST_INPUT,
+    SMALLEST_INPUT,
+    Backbone,
+    get_backbone,
+    load_encoder,
+    own_backbone,
+)
 from esp_medsam_app.weights.compact import SCALE, compact, restore
 from esp_medsam_app.weights.integrity import (
     check_sha256,
@@ -68,7 +76,7 @@ class BackboneReference(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str
     sha256: str
-    stem_stride: int | None = None
+    stem_stride: int | None = Field(default=None, ge=1, le=4)
 
 
 class BundleDescription(BaseModel):
@@ -101,11 +109,11 @@ class BundleDescription(BaseModel):
     name: str
     backbone: BackboneReference
     design: Design = WHOLE
-    input_size: int
+    input_size: int = Field(ge=SMALLEST_INPUT, le=LARGEST_INPUT)
     normalisation: Literal["unit"] = "unit"
     modalities: list[Modality]
     training: dict[str, Any] = Field(default_factory=dict)
-    presence: dict[str, float] = Field(default_factory=dict)
+    presence: dict[str, FiniteFloat] = Field(default_factory=dict)
     precision: dict[str, Literal["float32"]] = Field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = Field(default_factory=dict)
     scores: dict[str, Any] = Field(default_factory=dict)
@@ -347,7 +355,7 @@ def load_any_bundle(path: str | Path | None = None) -> Bundle:
         else "Give the folder that `esp-medsam train --output` wrote"
     )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except OSError as error:
         raise WeightsError(
             f"not a bundle: {DESCRIPTION} cannot be read ({error.strerror})",

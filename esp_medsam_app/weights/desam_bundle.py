@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeInt, field_validator
 from safetensors.torch import save
 from torch import nn
 
@@ -64,7 +64,7 @@ class DeSamDescription(BundleDescription):
     model: Literal["desam"] = "desam"
     prompts: tuple[PromptMode, ...] = PROMPT_MODES
     rules: MaskRules = Field(default_factory=MaskRules)
-    smallest_regions: dict[str, int] = Field(default_factory=dict)
+    smallest_regions: dict[str, NonNegativeInt] = Field(default_factory=dict)
 
     @field_validator("prompts")
     @classmethod

@@ -32,7 +32,7 @@ class ClassifierDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     modalities: list[str]
-    side: int = Field(ge=32)
+    side: int = Field(ge=32, le=2048)
     sharpness: float = Field(gt=0)
     threshold: float = Field(gt=0, lt=1)
     training: dict[str, Any] = Field(default_factory=dict)

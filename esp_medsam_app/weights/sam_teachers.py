@@ -10,7 +10,6 @@ SAM's own weights, up to 2.5 GB, stay in the user's checkpoint.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
+from esp_medsam_app.data.texts import read_json
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import WeightsError
 from esp_medsam_app.modalities import Modality
@@ -95,7 +95,7 @@ def load_sam_teacher(folder: Path, checkpoint: Path) -> tuple[EspMedSam, Sequenc
     """
     file = folder / DESCRIPTION
     try:
-        said = SamTeacherDescription.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        said = SamTeacherDescription.model_validate(read_json(file))
     except (OSError, ValueError, ValidationError) as error:
         raise WeightsError(
             f"not a teacher: {DESCRIPTION} cannot be read ({str(error).splitlines()[0]})",

@@ -25,6 +25,7 @@ from pydantic import (
     computed_field,
 )
 
+from esp_medsam_app.data.texts import read_json
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import EspMedSamError, WeightsError
 from esp_medsam_app.modalities import Modality
@@ -157,7 +158,7 @@ def read_version(folder: Path) -> Version:
     """
     file = folder / DESCRIPTION
     try:
-        return Version.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return Version.model_validate(read_json(file))
     except (OSError, ValueError) as error:
         raise WeightsError(f"not a readable description ({_first(error)})", path=file) from error
 
@@ -170,7 +171,7 @@ def read_serving(store: Path) -> Serving:
     for name in (SERVING, SERVING_COPY):
         file = store / name
         try:
-            found = Serving.model_validate(json.loads(file.read_text(encoding="utf-8")))
+            found = Serving.model_validate(read_json(file))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:

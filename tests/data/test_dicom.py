@@ -14,6 +14,7 @@ from pydicom.encaps import encapsulate, generate_pixel_data_frame
 from support.dicom_series import write_series
 
 from esp_medsam_app.data.reading import is_readable_name, read_image
+from esp_medsam_app.data.trust import own_files
 from esp_medsam_app.errors import InputError
 
 VOXELS = np.arange(5 * 6 * 4, dtype=np.int16).reshape(5, 6, 4)
@@ -236,5 +237,10 @@ def test_deflated_file() -> None:
 def test_a_lying_header(series: Path) -> None:
     file = series / "000.dcm"
     change(file, Rows=65535, Columns=65535, NumberOfFrames="1000")
-    with pytest.raises(InputError, match="cannot hold 1000 frames of 65535 x 65535"):
+    with (
+        own_files(),
+        pytest.raises(InputError, match="cannot hold 1000 frames of 65535 x 65535"),
+    ):
+        read_image(file)
+    with pytest.raises(InputError, match="65535 x 65535 x 1000 voxels would take"):
         read_image(file)

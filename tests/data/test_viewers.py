@@ -16,6 +16,7 @@ from esp_medsam_app.data.image import Grid
 from esp_medsam_app.data.names import label_map_suffix
 from esp_medsam_app.data.reading import read_image, read_label_map
 from esp_medsam_app.data.slices import SliceView
+from esp_medsam_app.data.trust import own_files
 from esp_medsam_app.data.writing import write_label_map
 
 VOXELS = np.random.default_rng(0).integers(0, 200, (6, 5)).astype(np.uint8)
@@ -71,7 +72,8 @@ def test_another_shape_stays_another(tmp_path: Path) -> None:
     """Only one slice is a picture."""
     nib.save(nib.Nifti1Image(np.zeros((6, 5, 2), np.uint8), np.eye(4)), tmp_path / "two.nii")
     grid = Grid((6, 5), np.eye(4), has_patient_space=False)
-    assert read_label_map(tmp_path / "two.nii", grid).voxels.shape == (6, 5, 2)
+    with own_files():
+        assert read_label_map(tmp_path / "two.nii", grid).voxels.shape == (6, 5, 2)
 
 
 def test_2d_nifti_stays_2d(tmp_path: Path) -> None:

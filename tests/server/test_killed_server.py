@@ -69,9 +69,8 @@ def test_submitting(kind: type, suffix: str, folder: Path, tmp_path: Path) -> No
         assert store.get_label_info("b", "final")["is"] == 7
         now = value_of(store.get_label_uri("a", "final"))
         assert now in (1, 2)
-        if suffix == ".tif":
-            # the file of another name can wait beside the one before
-            assert store.get_label_info("a", "final")["is"] == now
+        assert store.get_label_info("a", "final")["is"] == now
+        assert hidden_files(folder) == []
         seen.add(now)
         if now == 2:
             (before, *_) = store.label_versions("a", "final")
@@ -79,6 +78,46 @@ def test_submitting(kind: type, suffix: str, folder: Path, tmp_path: Path) -> No
     assert value_of(store.get_label_uri("a", "final")) == 2
     assert store.get_label_info("a", "final")["is"] == 2
     assert 1 in seen
+
+
+def hidden_files(folder: Path) -> list[str]:
+    """Less the lock."""
+    return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
+
+
+def test_removing_a_label(folder: Path) -> None:
+    """Half-way, its file would come back as a new label without names."""
+    gone = []
+    for _ in killed_at_each_step(lambda: opened(folder).remove_label("a", "final")):
+        store = opened(folder)
+        tags = store.get_labels_by_image_id("a")
+        gone.append(not tags)
+        if tags:
+            assert value_of(store.get_label_uri("a", "final")) == 1
+            assert store.get_label_info("a", "final")["is"] == 1
+        else:
+            before = store.label_versions("a", "final")[-1]
+            assert value_of(before) == 1
+            assert json.loads(before.with_suffix(".json").read_bytes())["is"] == 1
+            # the next one that is killed has a label to remove as well
+            store.save_label("a", str(before), "final", {"is": 1})
+        assert hidden_files(folder) == []
+    assert {True, False} == set(gone)
+
+
+def test_removing_an_image(folder: Path) -> None:
+    for _ in killed_at_each_step(lambda: _remove_image(folder)):
+        store = opened(folder)
+        assert ("a" in store.list_images()) == (folder / "a.png").exists()
+        assert ("a" in store.list_images()) == (folder / "labels/final/a.png").exists()
+        if "a" in store.list_images():
+            assert store.get_label_info("a", "final")["is"] == 1
+
+
+def _remove_image(folder: Path) -> None:
+    store = opened(folder)
+    if "a" in store.list_images():
+        store.remove_image("a")
 
 
 def test_submitting_the_first_label(folder: Path, tmp_path: Path) -> None:

@@ -181,15 +181,14 @@ def test_a_full_disk_leaves_everything_as_it_was(
     store.save_label("a", str(picture(tmp_path / "1.png", 1)), "final", {"who": "first"})
     before = (folder / "datastore_v2.json").read_bytes()
 
-    def full(path: Path, source: Path | bytes) -> None:
-        if isinstance(source, bytes) == (broken == "datastore"):
-            raise OSError(28, "No space left on device")
-        path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("esp_medsam_app.server.datastore_file._write_through", full)
-    with pytest.raises(HTTPException, match="No space left") as caught:
+    target = "shutil.copyfile" if broken == "label" else "pathlib.Path.write_bytes"
+    monkeypatch.setattr(target, full)
+    with pytest.raises(HTTPException, match="too little room") as caught:
         store.save_label("a", str(picture(tmp_path / "2.png", 2)), "final", {"who": "second"})
-    assert caught.value.status_code == 500
+    assert caught.value.status_code == 507
     assert (folder / "datastore_v2.json").read_bytes() == before
     assert final_value(store, "a") == 1
     assert store.get_label_info("a", "final")["who"] == "first"
@@ -601,7 +600,7 @@ def test_uploads_that_would_leave_the_folder(client: TestClient, studies: Path) 
         "/datastore/image", params={"image": "../../x"}, files={"file": ("x.png", content)}
     )
     assert response.status_code == 422
-    assert "'../../x'" in detail(response)
+    assert "a path cannot be an image's id" in detail(response)
     for params, code in (
         ({"image": "photo", "tag": "../../up"}, 422),
         ({"image": "../photo"}, 404),

@@ -15,7 +15,7 @@ KILLED = 9
 _STEPS: list[tuple[Any, str]] = [
     (os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (os, "mkdir"), (os, "remove"),
     (shutil, "copyfile"), (shutil, "rmtree"), (Path, "write_bytes"), (Path, "write_text"),
-    (Path, "rename"), (Path, "unlink"),
+    (Path, "rename"), (Path, "unlink"), (os, "link"),
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from monailabel.utils.others.generic import get_mime_type
 
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.calls import current_call
+from esp_medsam_app.server.disks import TEMPORARY, current_room
 from esp_medsam_app.server.door.image_addresses import ADDRESSES
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.sent_once import SentOnce
@@ -204,8 +205,13 @@ def update_label_info_as_before(
 def dataset(limit_cases: Annotated[int | None, Query(ge=1)] = None) -> FileResponse:
     """Those that have a final label."""
     datastore = _folder("The PACS has the images: there is no archive here.")
-    if not datastore.datalist():
+    cases = datastore.datalist()
+    if not cases:
         raise RefusedError(404, "there is no image with a final label yet")
+    if (room := current_room()) is not None:
+        # it is built as a temporary file
+        files = [Path(case[kind]) for case in cases for kind in ("image", "label")]
+        room.promise(TEMPORARY, sum(file.stat().st_size for file in files if file.is_file()))
     archive = datastore.get_dataset_archive(limit_cases)
     return SentOnce(archive, media_type="application/zip", filename="dataset.zip")
 

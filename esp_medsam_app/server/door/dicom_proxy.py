@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from urllib.parse import unquote
 
 import httpx
@@ -17,9 +17,11 @@ from monailabel.config import settings
 from starlette.concurrency import run_in_threadpool
 
 from esp_medsam_app.server.audit import audit
+from esp_medsam_app.server.disks import Disks
+from esp_medsam_app.server.door.access import access_of
 from esp_medsam_app.server.door.asgi_types import Receive, Scope, Send, header
-from esp_medsam_app.server.door.bodies import Body
-from esp_medsam_app.server.door.refusal import ClientLeftError, RefusedError
+from esp_medsam_app.server.door.bodies import Body, Upload, announced, chunks
+from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.stored_segmentations import take_segmentations
 
 PREFIX = "/proxy/dicom/"
@@ -50,24 +52,26 @@ class DicomProxy:
     """Forwards DICOMweb requests below `/proxy/dicom/`.
 
     Args:
-        check: raises for whom the studies are not.
+        disks: have to have room for what is stored, until it is in the PACS.
         max_upload_mb: largest series of instances that may be stored at once.
+        upload_seconds: how long a client may be silent in the middle of it.
         transport: for tests.
     """
 
     def __init__(
         self,
-        check: Callable[[Scope], Awaitable[None]],
+        disks: Disks,
         max_upload_mb: float,
+        upload_seconds: float,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._check = check
+        self._disks = disks
         self._most = int(max_upload_mb * (1 << 20))
+        self._seconds = upload_seconds
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._check(scope)
         method = scope["method"]
         url = target(scope["path"], method, scope.get("query_string", b""))
         headers = {name: header(scope, name) for name in _SENT_ON if header(scope, name)}
@@ -76,20 +80,24 @@ class DicomProxy:
         storing = method == "POST"
         if storing and not headers.get("content-type", "").lower().startswith("multipart/related"):
             raise RefusedError(415, "Instances are stored as multipart/related.")
-        if storing and int(headers.get("content-length") or 0) > self._most:
-            raise RefusedError(413, "There is too much to be stored at once.")
         headers.update(await _authorization())
+        if not storing:
+            await self._forward(self._ready().build_request(method, url, headers=headers), send)
+            return
+        told = announced(scope, self._most)
         kept = Body()
-        try:
-            content = self._body(receive, kept) if storing else None
-            request = self._ready().build_request(method, url, headers=headers, content=content)
-            status = await self._forward(request, send)
-            if storing:
+        with self._disks.room() as room:
+            upload = Upload(kept, room, access_of(method, scope["path"]), copies=1)
+            try:
+                await run_in_threadpool(upload.expect, told)
+                content = self._passed_on(upload, receive)
+                request = self._ready().build_request(method, url, headers=headers, content=content)
+                status = await self._forward(request, send)
                 audit("dicom.store", status=status)
                 if status in _STORED:
                     await run_in_threadpool(take_segmentations, headers["content-type"], kept)
-        finally:
-            kept.close()
+            finally:
+                kept.close()
 
     async def _forward(self, request: httpx.Request, send: Send) -> int:
         """Pass a request on, and its answer back; its status."""
@@ -127,19 +135,10 @@ class DicomProxy:
             )
         return self._client
 
-    async def _body(self, receive: Receive, kept: Body) -> AsyncIterator[bytes]:
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeftError
-            size += len(message.get("body", b""))
-            if size > self._most:
-                raise RefusedError(413, "There is too much to be stored at once.")
-            await run_in_threadpool(kept.add, message.get("body", b""))
-            yield message.get("body", b"")
-            if not message.get("more_body", False):
-                return
+    async def _passed_on(self, upload: Upload, receive: Receive) -> AsyncIterator[bytes]:
+        async for chunk in chunks(receive, self._most, self._seconds):
+            await run_in_threadpool(upload.add, chunk)
+            yield chunk
 
 
 def target(path: str, method: str, query: bytes) -> str:

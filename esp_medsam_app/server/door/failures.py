@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from monailabel.interfaces.exception import (
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from esp_medsam_app.errors import EspMedSamError
+from esp_medsam_app.server.disks import full_disk
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.http_errors import as_http_error
 
@@ -36,6 +38,8 @@ def failure(error: BaseException, request_id: str) -> RefusedError:
     """
     if isinstance(error, RefusedError):
         return error
+    # whatever was made of it on the way
+    error = full_disk(error) or error
     if isinstance(error, RequestValidationError):
         return RefusedError(422, problems(error.errors()))
     if isinstance(error, HTTPException | StarletteHTTPException):
@@ -47,6 +51,8 @@ def failure(error: BaseException, request_id: str) -> RefusedError:
         return RefusedError(404, str(error.msg) or "There is no such image or label.")
     if isinstance(error, MONAILabelException) and error.error == MONAILabelError.INVALID_INPUT:
         return RefusedError(422, str(error.msg))
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return RefusedError(422, "A name in the request is too long.")
     if isinstance(error, requests.RequestException):
         return _of_another_server(error)
     logger.error("Failed unexpectedly, request %s", request_id, exc_info=error)

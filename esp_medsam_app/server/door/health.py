@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from esp_medsam_app.server.disks import TEMPORARY, full_disks
@@ -20,9 +20,8 @@ class Health:
 
     Args:
         app: gets all other requests.
-        lanes: that must have room.
+        lanes: that must have room, and move.
         metrics: to be shown.
-        check: raises for whom the metrics are not.
         min_free_mb: of each disk that is written to.
         written: the folders that are written to, by what they are for.
     """
@@ -33,14 +32,12 @@ class Health:
         *,
         lanes: list[Lane],
         metrics: Metrics,
-        check: Callable[[Scope], Awaitable[None]],
         min_free_mb: float,
         written: Callable[[], Mapping[str, Path]],
     ) -> None:
         self._app = app
         self._lanes = lanes
         self._metrics = metrics
-        self._check = check
         self._least_free = min_free_mb * _MB
         self._written = written
         self.is_ready = False
@@ -60,11 +57,15 @@ class Health:
                 raise RefusedError(503, "; ".join(found), {"retry-after": "5"})
             await answer(send, 200, {"status": "ready"})
         else:
-            await self._check(scope)
             await answer(send, 200, self._metrics.text(), {"content-type": CONTENT_TYPE})
 
     def _missing(self) -> list[str]:
         missing = [] if self.is_ready else ["the server is starting or stopping"]
         missing += [f"the queue of {lane.name} is full" for lane in self._lanes if lane.is_full]
+        missing += [
+            f"all places of {lane.name} are taken, and nothing moves for {lane.patience:.0f} s"
+            for lane in self._lanes
+            if lane.is_stuck
+        ]
         folders = {TEMPORARY: Path(tempfile.gettempdir()), **self._written()}
         return missing + full_disks(folders, self._least_free)

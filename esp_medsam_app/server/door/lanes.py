@@ -20,6 +20,10 @@ _SLOTS_A_DEVICE = 2
 _FIRST_GUESS_SECONDS = 2.0
 _NEWEST_COUNTS = 0.2
 _LONGEST_WAIT_SECONDS = 120
+# So long every place may be taken while none is given back: a large volume takes minutes on a CPU,
+# other work has deadlines of its own, see `reading`.
+_INFERENCE_SECONDS = 900.0
+_WORK_SECONDS = 120.0
 
 
 class Lane:
@@ -29,13 +33,18 @@ class Lane:
         name: for people.
         places: requests that are worked on at the same time.
         queue: requests that may wait.
+        patience: seconds after which places that are all taken, and none given back, are stuck.
     """
 
-    def __init__(self, name: str, places: int, queue: int) -> None:
+    def __init__(
+        self, name: str, places: int, queue: int, patience: float = _INFERENCE_SECONDS
+    ) -> None:
         self.name = name
         self.places = places
         self.queue = queue
+        self.patience = patience
         self.running = 0
+        self._moved = time.monotonic()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._seconds = _FIRST_GUESS_SECONDS
 
@@ -48,6 +57,12 @@ class Lane:
     def is_full(self) -> bool:
         """Whether the next request would be sent away."""
         return self.running >= self.places and self.waiting >= self.queue
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether every place is taken, and none was given back for longer than work takes."""
+        held = time.monotonic() - self._moved
+        return self.running >= self.places and held > self.patience
 
     def retry_after(self) -> int:
         """When there should be a place, seconds: by how long requests took of late."""
@@ -66,6 +81,7 @@ class Lane:
         """
         if self.running < self.places and not self._waiting:
             self.running += 1
+            self._moved = time.monotonic()
             return
         if self.waiting >= self.queue:
             seconds = self.retry_after()
@@ -93,6 +109,7 @@ class Lane:
             seconds: that it was taken for.
         """
         self._seconds += _NEWEST_COUNTS * (seconds - self._seconds)
+        self._moved = time.monotonic()
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -120,7 +137,7 @@ class TwoLanes:
     def __init__(self, settings: DoorSettings) -> None:
         slots = settings.infer_slots or _SLOTS_A_DEVICE * _devices()
         self.inferences = Lane("inference", slots, settings.infer_queue)
-        self.work = Lane("work", settings.work_slots, settings.work_queue)
+        self.work = Lane("work", settings.work_slots, settings.work_queue, _WORK_SECONDS)
 
     @property
     def places(self) -> int:

@@ -35,6 +35,8 @@ _SERVER_URL = (
     "</script>"
 )
 
+_LONGEST_NAME, _LONGEST_PATH = 200, 1000
+
 router = APIRouter(
     prefix="/ohif",
     tags=["Others"],
@@ -53,7 +55,9 @@ def viewer(path: str) -> Response:
     folder = ohif_folder().resolve()
     if not (folder / "index.html").is_file():
         raise RefusedError(404, "This installation of MONAI Label has no OHIF.")
-    if "\0" in path or ".." in path.split("/"):
+    # the names of its files are far shorter than those that a disk can have
+    too_long = any(len(name.encode(errors="replace")) > _LONGEST_NAME for name in path.split("/"))
+    if too_long or len(path) > _LONGEST_PATH or "\0" in path or ".." in path.split("/"):
         raise RefusedError(404, "OHIF has no such file.")
     file = (folder / path).resolve()
     if not file.is_relative_to(folder):

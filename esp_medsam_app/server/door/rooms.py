@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from monailabel.endpoints.user.auth import get_current_user
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from esp_medsam_app import __version__
+from esp_medsam_app.server.disks import full_disk
 from esp_medsam_app.server.door import (
     datastore_routes,
     infer_routes,
+    info_routes,
     model_routes,
     ohif,
     session_routes,
@@ -27,6 +31,7 @@ from esp_medsam_app.server.door.login_routes import login_routes
 from esp_medsam_app.server.door.pages import pages
 from esp_medsam_app.server.door.refusal import RefusedError
 from esp_medsam_app.server.door.settings import DoorSettings
+from esp_medsam_app.server.http_errors import as_http_error
 
 
 def rooms(
@@ -61,6 +66,7 @@ def rooms(
         lifespan=lifespan,
     )
     for routes in (
+        info_routes.router,
         infer_routes.router,
         datastore_routes.router,
         session_routes.router,
@@ -82,6 +88,13 @@ def rooms(
     def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
         # FastAPI's own would send back what was sent, even where that is no JSON
         return JSONResponse({"detail": problems(error.errors())}, 422)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        # FastAPI takes a body that the disk has no room for to be one that cannot be read
+        if (full := full_disk(error)) is not None:
+            error = as_http_error(full)
+        return await http_exception_handler(request, error)
 
     @app.post("/reload", include_in_schema=False)
     def reload() -> None:

@@ -15,7 +15,13 @@ from monailabel.utils.others.generic import get_mime_type
 from monailabel.utils.sessions import SessionInfo, Sessions
 
 from esp_medsam_app.server.door.refusal import RefusedError
-from esp_medsam_app.server.door.uploads import checked_text, file_name, suffix, the_app
+from esp_medsam_app.server.door.uploads import (
+    all_received,
+    checked_text,
+    file_name,
+    suffix,
+    the_app,
+)
 
 _LONGEST_NAME = 120
 
@@ -38,6 +44,7 @@ def create(
     try:
         for number, upload in enumerate(files):
             _keep(upload, folder, number)
+        all_received()
         found = sorted(folder.iterdir())
         if not any(path.stat().st_size for path in found):
             raise RefusedError(422, "the uploaded file is empty")

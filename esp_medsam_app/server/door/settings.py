@@ -26,13 +26,19 @@ class DoorSettings(BaseSettings):
             web page from reaching it under a name of its own.
         max_upload_mb: largest body of a request.
         max_json_kb: largest body that is no upload.
-        upload_seconds: how long a client may be silent in the middle of a body.
-        min_free_mb: of the disk for temporary files, which no upload may fill further.
+        upload_seconds: how long a client may be silent in the middle of a body, or take nothing
+            of its answer.
+        header_seconds: how long a client may take to send a request's headers.
+        min_free_mb: of each disk that is written to, which no upload may fill further.
         infer_slots: inferences at the same time; two a device by default: while one computes, the
             other reads and writes.
         infer_queue: inferences that may wait; the next one is told to come back later.
         work_slots: other requests at the same time.
         work_queue: other requests that may wait.
+        keycloak_issuer: who makes Keycloak's tokens (`iss`), where it is not the address at which
+            this server asks Keycloak, `MONAI_LABEL_AUTH_REALM_URI`.
+        keycloak_audience: for whom they are made (`azp` or `aud`), where it is not the client
+            `MONAI_LABEL_AUTH_CLIENT_ID`.
         audit_file: of the audit; `logs/audit.jsonl` of the app by default.
     """
 
@@ -45,11 +51,14 @@ class DoorSettings(BaseSettings):
     max_upload_mb: float = Field(default=4096, gt=0)
     max_json_kb: float = Field(default=1024, gt=0)
     upload_seconds: float = Field(default=60, gt=0)
+    header_seconds: float = Field(default=20, gt=0)
     min_free_mb: float = Field(default=512, ge=0)
     infer_slots: int | None = Field(default=None, ge=1)
     infer_queue: int = Field(default=32, ge=0)
     work_slots: int = Field(default=24, ge=1)
     work_queue: int = Field(default=256, ge=0)
+    keycloak_issuer: str | None = None
+    keycloak_audience: str | None = None
     audit_file: Path | None = None
 
     @field_validator("hosts", mode="before")

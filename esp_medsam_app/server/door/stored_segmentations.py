@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from email.message import Message
 from io import BytesIO
 
-import pydicom
 from fastapi import HTTPException
 from pydicom.dataset import Dataset
 
+from esp_medsam_app.data.dicom_bytes import read_dataset
 from esp_medsam_app.errors import EspMedSamError
 from esp_medsam_app.server.audit import audit
 from esp_medsam_app.server.door.bodies import Body
@@ -66,8 +66,8 @@ def segmentations(content_type: str, content: bytes) -> Iterator[Dataset]:
         if not found:
             continue
         try:
-            kind = pydicom.dcmread(BytesIO(instance), specific_tags=["SOPClassUID"])
+            kind = read_dataset(BytesIO(instance), specific_tags=["SOPClassUID"])
             if kind.get("SOPClassUID") in _SEGMENTATIONS:
-                yield pydicom.dcmread(BytesIO(instance))
+                yield read_dataset(BytesIO(instance))
         except Exception as error:  # pydicom raises anything for damaged files
             logger.warning("An instance that was stored cannot be read: %s", error)

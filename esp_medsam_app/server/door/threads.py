@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 
 from esp_medsam_app.server.door.asgi_types import App, Message, Receive, Scope, Send
 from esp_medsam_app.server.door.bodies import BODY, Body
+from esp_medsam_app.server.door.refusal import ClientLeftError
 
 _AWAY = "esp_medsam.off_the_loop"
 _kept = threading.local()
@@ -31,10 +31,12 @@ class OffTheLoop:
     Args:
         app: whose coroutines may block. Its lifespan is not its own any more.
         threads: as many as requests may come at the same time, or some will wait unseen.
+        seconds: how long a client may take nothing of its answer, which holds a thread meanwhile.
     """
 
-    def __init__(self, app: App, threads: int) -> None:
+    def __init__(self, app: App, threads: int, seconds: float = 60) -> None:
         self._app = app
+        self._seconds = seconds
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,8 +60,23 @@ class OffTheLoop:
                 raise AssertionError
             return message
 
+        held: list[Message] = []
+
         async def pass_on(message: Message) -> None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_sent(send, message), main))
+            # a beginning waits for what follows it: one way to the event loop for both
+            held.append(message)
+            if message["type"] != "http.response.start":
+                await flush()
+
+        async def flush() -> None:
+            messages, held[:] = held[:], []
+            sent = asyncio.run_coroutine_threadsafe(self._sent(send, messages), main)
+            await asyncio.wrap_future(sent)
+
+        async def answered() -> None:
+            await self._app(scope, receive, pass_on)
+            if held:
+                await flush()
 
         scope.pop(BODY)
         scope[_AWAY] = True
@@ -67,12 +84,11 @@ class OffTheLoop:
         loop: asyncio.AbstractEventLoop | None = getattr(_kept, "loop", None)
         if loop is None:
             loop = _kept.loop = asyncio.new_event_loop()
-        loop.run_until_complete(_awaited(self._app(scope, receive, pass_on)))
+        loop.run_until_complete(answered())
 
-
-async def _sent(send: Send, message: Message) -> None:
-    await send(message)
-
-
-async def _awaited(answering: Awaitable[None]) -> None:
-    await answering
+    async def _sent(self, send: Send, messages: list[Message]) -> None:
+        for message in messages:
+            try:
+                await asyncio.wait_for(send(message), self._seconds)
+            except asyncio.TimeoutError:
+                raise ClientLeftError from None

@@ -17,6 +17,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.utils.app import app_instance
 
 from esp_medsam_app.data.formats import suffix_of
+from esp_medsam_app.server.disks import TEMPORARY, current_room
 from esp_medsam_app.server.door.refusal import RefusedError
 
 _DEFAULT_SUFFIX = ".nii.gz"
@@ -55,9 +56,17 @@ def received(upload: UploadFile) -> Iterator[Path]:
     try:
         with os.fdopen(handle, "wb") as file:
             shutil.copyfileobj(upload.file, file, 1 << 20)
+        all_received()
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def all_received() -> None:
+    """All that a request sent lies on the disk, which tells so itself from now on."""
+    room = current_room()
+    if room is not None:
+        room.all_written(TEMPORARY)
 
 
 def mapping(text: str | None, name: str = _PARAMETERS) -> dict[str, Any]:

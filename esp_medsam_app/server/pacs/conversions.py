@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from esp_medsam_app.data.reading import read_image
 from esp_medsam_app.data.writing import write_image
 from esp_medsam_app.server.pacs.pointers import place_of
+from esp_medsam_app.server.reading import read_image
 
 # what `write_image` makes of grey images, and of coloured pictures
 _VOLUME, _PICTURE = ".nii.gz", ".png"

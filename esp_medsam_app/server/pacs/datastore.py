@@ -40,9 +40,9 @@ from esp_medsam_app.errors import (
     UnreachableError,
 )
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.server.disks import room
+from esp_medsam_app.server.disks import advice_on_room
 from esp_medsam_app.server.http_errors import as_http_error
-from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore, checked_tag
+from esp_medsam_app.server.local_datastore import PREDICTED, SafeDatastore
 from esp_medsam_app.server.ohif_volumes import INSTANCES, IS_VOLUME
 from esp_medsam_app.server.pacs.archive_index import ArchiveIndex, Series
 from esp_medsam_app.server.pacs.archived_labels import INSTANCE, ArchivedLabels
@@ -60,6 +60,7 @@ from esp_medsam_app.server.pacs.series_cache import GIGABYTE, CachedSeries, Seri
 from esp_medsam_app.server.submitted_labels import (
     SubmittedLabels,
 )
+from esp_medsam_app.server.told_texts import checked_tag
 from esp_medsam_app.weights.integrity import sha256_of
 
 FINAL = str(DefaultLabelTag.FINAL.value)
@@ -748,6 +749,6 @@ def _told() -> Iterator[None]:
     except OSError as error:
         told = EspMedSamError(
             f"the images cannot be kept on this server ({error.strerror or error})",
-            remedy=room("labels and images of the PACS", cache_folder()),
+            remedy=advice_on_room("labels and images of the PACS", cache_folder()),
         )
         raise as_http_error(told) from error

@@ -21,13 +21,13 @@ from monailabel.utils.others.generic import remove_file
 from starlette.routing import Match
 
 from esp_medsam_app.data.names import label_map_suffix
-from esp_medsam_app.data.reading import read_label_map
 from esp_medsam_app.data.writing import write_label_map
 from esp_medsam_app.errors import EspMedSamError, InputError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.server.http_errors import as_http_error
 from esp_medsam_app.server.modality_headers import modality_headers
 from esp_medsam_app.server.pacs.datastore import PacsDatastore
+from esp_medsam_app.server.reading import read_label_map
 
 _MARK = "esp_medsam_dicom_seg"
 _OUTPUT = "dicom_seg"
@@ -46,6 +46,8 @@ def add_dicom_seg_route(endpoints: FastAPI) -> None:
         tags=["Infer"],
         summary=summary,
         dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        # else nobody tells it who asks: see `rooms`
+        dependency_overrides_provider=endpoints,
     )
     endpoints.router.routes.insert(0, route)
     setattr(endpoints.state, _MARK, True)
@@ -62,7 +64,7 @@ def infer_dicom_seg(
     """Segment an image of the PACS; the answer is a DICOM segmentation of it."""
     try:
         given = json.loads(params or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HTTPException(422, f"params: no JSON ({error})") from error
     if not isinstance(given, dict):
         raise HTTPException(422, "params: a mapping of names to values is needed")
@@ -127,7 +129,7 @@ def _drawn(
             raise InputError(f"{model} tells no labels that a DICOM SEG could have")
         return task.modality, file
     # of the model that reads the modality, the ids are those of all modalities together
-    given = read_label_map(file)
+    given = read_label_map(file, kept=True)
     table = np.zeros(256, np.uint8)
     for name, value in told["modality_labels"].items():
         table[value] = found.labels[name]

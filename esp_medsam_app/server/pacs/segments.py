@@ -14,12 +14,12 @@ from esp_medsam_app import __version__
 from esp_medsam_app.data.alignment import check_alignment
 from esp_medsam_app.data.dicom import Planes, read_planes
 from esp_medsam_app.data.dicom_seg_writing import Concept, Origin, Segment, segmentation_of
-from esp_medsam_app.data.reading import read_label_map
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.modalities.catalogue import term_of
 from esp_medsam_app.modalities.terms import Code, Term, unspecified_term
 from esp_medsam_app.server.conf import model_name
+from esp_medsam_app.server.reading import read_label_map
 from esp_medsam_app.server.submitted_labels import (
     modality_of_names,
     renumber,
@@ -66,7 +66,7 @@ def segmentation(
         InputError: the image has no place in the patient, or the label map does not fit it.
     """
     planes = read_planes(folder)
-    labels = read_label_map(label, planes.grid)
+    labels = read_label_map(label, planes.grid, kept=True)
     check_alignment(labels.grid, planes.grid)
     segments, voxels = _segments(labels.voxels, names, modality)
     title = modality.title if modality is not None else "Labels"

@@ -21,7 +21,7 @@ from esp_medsam_app.data.dicom import read_header
 from esp_medsam_app.data.dicom_parts import SeriesParts, parts_of
 from esp_medsam_app.data.dicom_syntaxes import is_encapsulated
 from esp_medsam_app.errors import EspMedSamError, UnreachableError
-from esp_medsam_app.server.disks import room
+from esp_medsam_app.server.disks import advice_on_room
 from esp_medsam_app.server.pacs.archive_index import Series
 from esp_medsam_app.server.pacs.client import PacsClient
 
@@ -160,7 +160,7 @@ class SeriesCache:
         except OSError as error:
             raise EspMedSamError(
                 f"the series cannot be kept on this server ({error.strerror or error})",
-                remedy=room("images of the PACS", self.folder),
+                remedy=advice_on_room("images of the PACS", self.folder),
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

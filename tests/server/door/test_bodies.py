@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from esp_medsam_app.errors import FullDiskError
+from esp_medsam_app.server.disks import STUDIES, TEMPORARY, Disks
 from esp_medsam_app.server.door.bodies import BODY, Bodies
 from esp_medsam_app.server.door.refusal import ClientLeftError, RefusedError
 
@@ -23,6 +26,7 @@ def read(
     messages: list[Any], headers: dict[str, str] | None = None, **limits: float
 ) -> list[bytes]:
     """What an application behind gets, message by message."""
+    folder = Path(tempfile.gettempdir())
     got: list[bytes] = []
     script = iter(messages)
 
@@ -37,10 +41,12 @@ def read(
             await asyncio.Event().wait()
         return message
 
-    settings = {"max_upload_mb": 4, "max_json_kb": 1, "upload_seconds": 5, "min_free_mb": 0}
-    bodies = Bodies(app, **{**settings, **limits})
+    disks = Disks(limits.pop("min_free_mb", 0), lambda: {TEMPORARY: folder, STUDIES: folder})
+    settings = {"max_upload_mb": 4, "max_json_kb": 1, "upload_seconds": 5}
+    bodies = Bodies(app, disks, **{**settings, **limits})
     raw = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
-    asyncio.run(bodies({"type": "http", "headers": raw}, receive, None))  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "PUT", "path": "/datastore/image", "headers": raw}
+    asyncio.run(bodies(scope, receive, None))  # type: ignore[arg-type]
     return got
 
 
@@ -91,11 +97,10 @@ def test_a_length_that_is_none(length: str) -> None:
 
 def test_no_upload_fills_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100 * MB, 90 * MB, 10 * MB))
-    told = {**UPLOAD, "content-length": str(3 * MB)}
+    told = {**UPLOAD, "content-length": str(2 * MB)}
     assert read([part(b"x", more=False)], told) == [b"x"]
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(FullDiskError, match="temporary files"):
         read([part(b"x", more=False)], told, min_free_mb=5)
-    assert caught.value.status == 507
 
 
 def test_a_large_image_arrives_and_leaves_nothing_behind(

@@ -11,12 +11,11 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi.testclient import TestClient
 from monailabel.client import MONAILabelClient
 from monailabel.config import settings as monai_settings
 from monailabel.endpoints.user import auth
+from support.keycloak import Keycloak
 
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.server.door import identity
@@ -152,20 +151,6 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 # --- Keycloak ------------------------------------------------------------------------------------
 
 
-class Keycloak:
-    """Signs what a user is told."""
-
-    def __init__(self) -> None:
-        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        public = serialization.PublicFormat.SubjectPublicKeyInfo
-        pem = self.key.public_key().public_bytes(serialization.Encoding.PEM, public)
-        self.public = pem.decode()
-
-    def log_in(self, *roles: str, **claims: Any) -> dict[str, str]:
-        told = {"preferred_username": "ann", "realm_access": {"roles": roles}, **claims}
-        return bearer(jwt.encode(told, self.key, algorithm="RS256"))
-
-
 @pytest.fixture
 def keycloak(monkeypatch: pytest.MonkeyPatch) -> Keycloak:
     found = Keycloak()
@@ -205,7 +190,7 @@ def test_who_keycloak_does_not_know_stays_outside(
         keycloak.log_in("monailabel-user", exp=int(time.time()) - 10),
     ):  # fmt: skip
         assert door.get(path, headers=headers).status_code == 401
-    without_roles = bearer(jwt.encode({"realm_access": 3}, keycloak.key, algorithm="RS256"))
+    without_roles = keycloak.headers({"realm_access": 3})
     assert door.get(path, headers=without_roles).status_code == 403
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from esp_medsam_app.data.archives import only_folder, unpack
 from esp_medsam_app.errors import InputError
-from esp_medsam_app.server.archives import only_folder, unpack
 
 INFER = "/infer/esp_medsam_ct_organs"
 
