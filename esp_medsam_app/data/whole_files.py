@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -11,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.(.+)")
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -60,3 +64,15 @@ def remove_partials(
                         os.unlink(entry.path)
                         count += 1
     return count
+
+
+def sweep(folder: Path, older_than: float) -> None:
+    """Remove what killed processes left half-written anywhere below a folder.
+
+    Args:
+        folder: of any depth.
+        older_than: seconds since the last change: others may be writing.
+    """
+    count = remove_partials((Path(one) for one, _, _ in os.walk(folder)), older_than)
+    if count:
+        logger.info("Removed %d files below %s that were left half-written", count, folder)

@@ -24,7 +24,7 @@ from monailabel.utils.others.generic import remove_file
 from monailabel.utils.sessions import Sessions
 
 from esp_medsam_app import __version__
-from esp_medsam_app.data.whole_files import remove_partials
+from esp_medsam_app.data.whole_files import sweep
 from esp_medsam_app.errors import EspMedSamError, InputError, UnknownNameError
 from esp_medsam_app.inference.modality_reader import AUTO
 from esp_medsam_app.modalities import Modality
@@ -57,7 +57,6 @@ from esp_medsam_app.server.version_routes import add_version_routes
 
 # How many images that turn out to be no volumes are passed over in one request.
 _TRIES = 20
-# nothing is written for longer than this
 _LEFT_SECONDS = 3600
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 
@@ -200,7 +199,8 @@ class EspMedSamApp(MONAILabelApp):
         tie_children()
         open_audit(Path(self.app_dir) / "logs")
         self._note_served()
-        _sweep(Path(self.app_dir) / "model")
+        # trainings may write right now, but none for so long
+        sweep(Path(self.app_dir) / "model", _LEFT_SECONDS)
         # it reads its settings when it is imported
         from monailabel.app import app as endpoints
 
@@ -406,13 +406,6 @@ def _patterns() -> list[str]:
     if chosen != Settings.model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default:
         return list(chosen)
     return [f"*{variant}" for suffix in IMAGE_SUFFIXES for variant in (suffix, suffix.upper())]
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what processes left half-written that were killed; trainings may write right now."""
-    count = remove_partials((Path(one) for one, _, _ in os.walk(folder)), _LEFT_SECONDS)
-    if count:
-        logger.info("Removed %d files that were left half-written", count)
 
 
 def _checked_tag(tag: Any) -> str:

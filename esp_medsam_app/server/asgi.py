@@ -51,6 +51,7 @@ workers would each have their own queue and task list: scale with devices, not w
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -197,9 +198,13 @@ class FrontDoor:
         await app(scope, receive, send)
 
     def _opened(self) -> None:
+        # what is there now stays: looking through all of torch for garbage stops every request
+        gc.collect()
+        gc.freeze()
         self._health.is_ready = True
 
     def _closed(self) -> None:
+        gc.unfreeze()
         self._health.is_ready = False
         end_children()
         self._threads.close()
