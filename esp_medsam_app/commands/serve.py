@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, Screen
+from esp_medsam_app.commands.runtime import BundleOption, DeviceOption, QualityOption, Screen
 from esp_medsam_app.errors import EspMedSamError, InputError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def register(app: typer.Typer) -> None:
                 "work, for laptops.",
             ),
         ] = None,
+        quality: QualityOption = "balanced",
         desam: Annotated[
             Path | None,
             typer.Option("--desam", metavar="DIR", help="Weights of DeSAM, for its models beside."),
@@ -117,7 +118,7 @@ def register(app: typer.Typer) -> None:
         others = "WARNING" if level == "INFO" else level
         # before the slow parts, so that every mistake is told at once
         port = free_port(host, port)
-        conf = _checked_conf(models, bundle, modalities, device, preload, desam, profile)
+        conf = _checked_conf(models, bundle, modalities, device, preload, desam, profile, quality)
         if versions is not None:
             conf["versions"] = str(versions.resolve())
         token = _token()
@@ -189,12 +190,14 @@ def _checked_conf(
     preload: bool,
     desam: Path | None = None,
     profile: str | None = None,
+    quality: str = "balanced",
 ) -> dict[str, str]:
     """The app's `--conf`, after a look that the server will not stumble over it.
 
     Raises EspMedSamError as the app would, but before a server is started.
     """
     from esp_medsam_app.inference.device import choose_device
+    from esp_medsam_app.inference.input_size import check_input_size
     from esp_medsam_app.server.conf import added_modalities, model_names, select_models
     from esp_medsam_app.server.desam_bundles import desam_models
     from esp_medsam_app.weights import load_bundle
@@ -205,7 +208,13 @@ def _checked_conf(
     names = [*model_names(known, added), *desam_models(desam, models, {**known, **added})]
     select_models(models, names)
     choose_device(device)
-    conf = {"models": models, "device": device, "preload": str(preload).lower()}
+    check_input_size(quality)
+    conf = {
+        "models": models,
+        "device": device,
+        "preload": str(preload).lower(),
+        "quality": quality,
+    }
     if bundle is not None:
         conf["bundle"] = str(bundle.resolve())
     if profile is not None:

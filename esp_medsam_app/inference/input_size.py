@@ -40,7 +40,7 @@ def input_size(bundle: Bundle, modality: str, quality: str, size: int | None = N
     return (usual | bundle.description.sizes.get(modality, {}))[quality]
 
 
-def check_input_size(quality: str, size: int | None) -> None:
+def check_input_size(quality: str, size: int | None = None) -> None:
     """Check a quality and a side before any weights are loaded.
 
     Raises:

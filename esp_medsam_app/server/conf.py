@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from esp_medsam_app.errors import InputError, UnknownNameError
 from esp_medsam_app.evaluation.splits import patient_pattern
+from esp_medsam_app.inference.input_size import DEFAULT_QUALITY, Quality
 from esp_medsam_app.modalities import Modality, read_modality
 
 MODEL_PREFIX = "esp_medsam_"
@@ -41,6 +42,7 @@ class AppConf(BaseModel):
         batch_size: tiles in one pass; chosen by the device if not given.
         precision: `auto`, `float32`, `bfloat16`, `float16`; `auto` takes what
             the device is fast at. Of DeSAM too.
+        quality: `fast`, `balanced` or `best`: a smaller or larger input of ESP-MedSAM's network.
         fast: by the fused encoder, the same function to rounding; else by the plain one.
         runtime: what the fused encoder runs in: `torch`, or `openvino` on a CPU where that is
             installed.
@@ -68,6 +70,7 @@ class AppConf(BaseModel):
     device: str = "auto"
     batch_size: int | None = Field(default=None, ge=1)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quality: Quality = DEFAULT_QUALITY
     fast: bool = True
     runtime: Literal["torch", "openvino"] = "torch"
     check_images: bool = True

@@ -12,6 +12,7 @@ import torch
 from esp_medsam_app.errors import EspMedSamError
 from esp_medsam_app.inference.device import choose_device
 from esp_medsam_app.inference.embedding_cache import EmbeddingCache
+from esp_medsam_app.inference.input_size import DEFAULT_QUALITY
 from esp_medsam_app.inference.segmenter import Segmenter
 from esp_medsam_app.weights.bundle import Bundle
 from esp_medsam_app.weights.versions import Stamp, VersionStore
@@ -42,6 +43,7 @@ class SharedSegmenter:
         precision: of passes, as `Segmenter`'s.
         fast: by the fused encoder, as `Segmenter`'s.
         runtime: of the fused encoder on CPUs, as `Segmenter`'s; no request waits until it is made.
+        quality: by the size of the network's input, as `Segmenter`'s.
         embeddings_mb: megabytes of image embeddings that are kept on each device; 0: none are.
     """
 
@@ -56,6 +58,7 @@ class SharedSegmenter:
         fast: bool = True,
         runtime: str = "torch",
         embeddings_mb: int = 0,
+        quality: str = DEFAULT_QUALITY,
     ) -> None:
         self.bundle = bundle
         self.versions = versions
@@ -65,6 +68,7 @@ class SharedSegmenter:
         self.fast = fast
         self.runtime = runtime
         self.embeddings_mb = embeddings_mb
+        self.quality = quality
         self._loaded: dict[torch.device, Loaded] = {}
         self._loading = threading.Lock()
 
@@ -106,6 +110,7 @@ class SharedSegmenter:
             fast=self.fast,
             runtime=self.runtime if place.type == "cpu" else "torch",
             wait_for_runtime=False,
+            quality=self.quality,
             embeddings=EmbeddingCache(self.embeddings_mb * 10**6) if self.embeddings_mb else None,
         )
         seconds = time.perf_counter() - start

@@ -73,6 +73,7 @@ def test_precision_and_path() -> None:
         ("fast", "very"),
         ("embeddings_mb", "-1"),
         ("runtime", "tpu"),
+        ("quality", "splendid"),
     ],
 )
 def test_a_bad_value_is_named(key: str, value: str) -> None:

@@ -55,14 +55,14 @@ def test_options_of_the_passes_reach_the_segmenter(
     )
     conf = {
         "preload": "true", "device": "cpu", "batch_size": "2", "precision": "float32",
-        "fast": "false", "embeddings_mb": "3", "runtime": "openvino",
+        "fast": "false", "embeddings_mb": "3", "runtime": "openvino", "quality": "best",
     }  # fmt: skip
     my_app(str(tmp_path / "app"), str(tmp_path / "studies"), conf)
     embeddings = made[0].pop("embeddings")
     assert embeddings.limit == 3_000_000
     assert made[0] == {
         "device": "cpu", "batch_size": 2, "precision": "float32", "fast": False,
-        "runtime": "openvino", "wait_for_runtime": False,
+        "runtime": "openvino", "wait_for_runtime": False, "quality": "best",
     }  # fmt: skip
 
 

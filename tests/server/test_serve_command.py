@@ -146,6 +146,8 @@ def test_options_reach_the_app(run: Run, studies: Path, tmp_path: Path) -> None:
         "--device",
         "cpu",
         "--preload",
+        "--quality",
+        "fast",
     )
     ((arguments, options),) = run.started
     assert arguments == (launch.app_folder(), str(studies))
@@ -154,6 +156,7 @@ def test_options_reach_the_app(run: Run, studies: Path, tmp_path: Path) -> None:
         "bundle": str(tmp_path.resolve()),
         "device": "cpu",
         "preload": "true",
+        "quality": "fast",
         "log_level": "INFO",
     }
     assert options["host"] == "127.0.0.1"

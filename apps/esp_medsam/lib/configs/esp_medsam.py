@@ -44,6 +44,7 @@ class EspMedSam(TaskConfig):
             device=self.options.device,
             batch_size=self.options.batch_size,
             precision=self.options.precision,
+            quality=self.options.quality,
             fast=self.options.fast,
             runtime=self.options.runtime,
             embeddings_mb=self.options.embeddings_mb,
