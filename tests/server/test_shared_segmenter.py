@@ -57,6 +57,7 @@ def test_threads_share_one(counted: type[Counted]) -> None:
             "batch_size": 3,
             "precision": "float32",
             "fast": False,
+            "quality": "balanced",
             "embeddings": None,
             "runtime": "torch",
             "wait_for_runtime": False,

@@ -67,7 +67,7 @@ def test_not_ready_when_a_disk_is_full_or_a_folder_is_gone(
             assert answer.status_code == 503
             told = answer.json()["detail"]
             # one disk, and what is on it
-            assert re.search(r"the disk of temporary files and .*labels.* is full: 1 MB", told)
+            assert re.search(r"the disk of temporary files and .*studies.* is full: 1 MB", told)
             assert "512 MB needed" in told
             assert str(studies) not in told
         monkeypatch.setattr(monai_settings, "MONAI_LABEL_STUDIES", str(studies / "gone"))
