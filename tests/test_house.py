@@ -17,6 +17,7 @@ ORDER = [
     "cli",
     "commands",
     "diagnosis",
+    "gpu_machine",
     "benchmark",
     "server",
     "learning",

@@ -59,10 +59,11 @@ def dice_by_site(
         sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((len(modality.labels), 2)))
         for number, decided, truth in _segmented(fast, cache, modality, numbers, size, arithmetic):
             both = sums[cache.slices[number].case]
-            labels = torch.tensor(list(modality.labels.values()), device=decided.device)
-            marked, wanted = decided.flatten() == labels[:, None], truth.flatten() == labels[:, None]
-            common = torch.stack((2 * (marked & wanted).sum(1), marked.sum(1) + wanted.sum(1)), 1)
-            both += common.cpu().numpy()
+            values = torch.tensor(list(modality.labels.values()), device=decided.device)
+            marked = decided.flatten() == values[:, None]
+            wanted = truth.flatten() == values[:, None]
+            either = marked.sum(1) + wanted.sum(1)
+            both += torch.stack((2 * (marked & wanted).sum(1), either), dim=1).cpu().numpy()
         found[site] = {
             cache.case_names[case]: float(np.mean([a / b if b else 1.0 for a, b in both]))
             for case, both in sums.items()

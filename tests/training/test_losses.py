@@ -56,7 +56,9 @@ def test_false_alarms_cost_on_views_without_the_structure() -> None:
     ("own", "library"),
     [(dice_loss, DiceLoss(sigmoid=True, batch=True)), (focal_loss, FocalLoss(gamma=2.0))],
 )
-def test_losses_are_those_of_the_library_bit_by_bit(own: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], library: nn.Module) -> None:
+def test_losses_are_those_of_the_library_bit_by_bit(
+    own: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], library: nn.Module
+) -> None:
     """A training that went on under the library goes on as it was."""
     generator = torch.Generator().manual_seed(0)
     masks = (torch.rand(3, 2, 32, 32, generator=generator) < 0.3).float()
