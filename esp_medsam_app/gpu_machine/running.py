@@ -162,9 +162,8 @@ def _trial(
     """The fastest way and what a view costs in it; a process of its own measures."""
     recipe = planned_recipe(options.recipe, options.batch)
     tile = load_bundle(places.carried / "bundle").description.input_size
-    largest = recipe.largest_input(tile) if recipe.size_stages else tile
-    stages = recipe.size_stages or ()
-    smallest = min([largest, *(size for stage in stages for size in stage.sizes)])
+    sides = [size for stage in recipe.size_stages for size in stage.sizes] or [tile]
+    smallest, largest = min(sides), max(sides)
     output = places.work / "trial.json"
     output.unlink(missing_ok=True)
     limit = _COMPILE_SECONDS if "compiled" in options.speeds else _TRIAL_SECONDS
