@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from esp_medsam_app.data.whole_files import written_whole
@@ -54,6 +55,7 @@ def measure_costs(
         sizes: sides of the input, pixels.
         output: JSON file of views a second, TFLOP a second and seconds a step, by way and side.
     """
+    ready(device)
     network = network_of(load_bundle(bundle), get_modality(name))
     arithmetic = Arithmetic(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
     arithmetic.prepare(network)
@@ -66,6 +68,16 @@ def measure_costs(
             found[speed] = {"failed": reason}
         with written_whole(output) as partial:
             partial.write_text(json.dumps(found, indent=2), encoding="utf-8")
+
+
+def ready(device: torch.device) -> None:
+    """Settings under which a device trains: one thread beside a GPU, which chooses its kernels."""
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        # shapes are few: the fastest algorithm is looked for once for each
+        torch.backends.cudnn.benchmark = True
 
 
 def fastest(found: Mapping[str, Figures], size: int) -> Speed:
@@ -115,13 +127,13 @@ def _figures(
         inputs = arithmetic.inputs(images)
         labels = (images[:, 0] > 0.5).to(torch.uint8).to(arithmetic.device)
 
-        def step(inputs: torch.Tensor = inputs, labels: torch.Tensor = labels) -> None:
+        def step(inputs: Tensor = inputs, labels: Tensor = labels) -> None:
             optimiser.zero_grad(set_to_none=True)
             passes(name, inputs, labels).total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimiser.step()
 
-        gflop = _gflop(lambda: plain(name, inputs, labels)) / recipe.joint_batch  # noqa: B023
+        gflop = _gflop(plain, name, inputs, labels) / recipe.joint_batch
         seconds = _seconds(step, arithmetic.device)
         if passes.speed != speed:
             raise RuntimeError(f"{speed} gave way to plain passes")
@@ -142,10 +154,10 @@ def _figures(
     return figures
 
 
-def _gflop(forward: Callable[[], Losses]) -> float:
-    """GFLOP of matrix products and convolutions, forward and backward."""
+def _gflop(plain: Passes, name: str, inputs: Tensor, labels: Tensor) -> float:
+    """GFLOP of a batch's matrix products and convolutions, forward and backward."""
     with FlopCounterMode(display=False) as counter:
-        forward().total.backward()
+        plain(name, inputs, labels).total.backward()
     return counter.get_total_flops() / 1e9
 
 

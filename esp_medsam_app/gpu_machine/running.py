@@ -79,7 +79,7 @@ def run(root: Path, options: Options, tell: Tell) -> None:
         tell: called with what is being done.
 
     Raises:
-        InputError: nothing is packed, a modality that is not, or every process failed.
+        InputError: nothing is packed, a modality that is not, or none was trained to its end.
     """
     start = time.time()
     if not 0 < options.minutes <= LONGEST_MINUTES:
@@ -135,7 +135,7 @@ def run(root: Path, options: Options, tell: Tell) -> None:
     file = places.work / "plan.json"
     plan.write(file)
     tell(f"training until {plan.ends - start:.0f} s, {processes} at a time, {speed}")
-    failed = _train(file, plan, ends)
+    late = _train(file, plan, ends)
     write_results(places.work, carried, options.output)
     if options.inference and time.time() < ends:
         tell("inference")
@@ -143,8 +143,15 @@ def run(root: Path, options: Options, tell: Tell) -> None:
         write_results(places.work, carried, options.output)
     trained = [name for name in names if cycles.done(name) >= plan.most]
     tell(f"{len(trained)} of {len(names)} modalities trained in {time.time() - start:.0f} s")
-    if failed and not trained:
-        raise InputError("every training process failed", remedy="See its messages above")
+    if not trained:
+        raise InputError(
+            "no modality was trained to its end"
+            + (": the time was over" if late else ", see the messages above"),
+            remedy="Give more --minutes, fewer --modalities or fewer --views; a call on the same "
+            "machine goes on from the checkpoints"
+            if late
+            else "",
+        )
 
 
 def _names(packed: dict[str, Packed], wanted: Sequence[str]) -> list[str]:
@@ -171,7 +178,9 @@ def _trial(
     command += ["--modality", name, "--recipe", options.recipe, "--output", str(output)]
     if options.batch is not None:
         command += ["--batch", str(options.batch)]
-    command += ["--sizes", *map(str, sorted({smallest, largest})), "--speeds", *options.speeds]
+    command += ["--sizes", *map(str, sorted({smallest, largest})), "--speeds"]
+    # a CPU does not wait for Python
+    command += options.speeds if options.device != "cpu" else []
     _finished(command, min(limit, (ends - time.time()) / 3))
     found: dict[str, Any] = {}
     if output.is_file():
@@ -186,26 +195,27 @@ def _trial(
 
 
 def _train(plan_file: Path, plan: Plan, ends: float) -> bool:
-    """Start the processes and wait for them; whether one failed.
+    """Start the processes and wait for them; whether one had to be ended.
 
-    One that is still at work at the end is ended: what is not finished goes on from its checkpoint
-    when the run is called again on this machine.
+    What it did not finish goes on from its checkpoint when the run is called again on this machine.
     """
     started = [
         subprocess.Popen(_own("worker", "--plan", str(plan_file))) for _ in range(plan.processes)
     ]
     last = max(ends, plan.ends) + _GRACE
+    late = False
     try:
         for process in started:
-            process.wait(max(0.0, last - time.time()))
-    except subprocess.TimeoutExpired:
-        pass
+            try:
+                process.wait(max(0.0, last - time.time()))
+            except subprocess.TimeoutExpired:
+                late = True
     finally:
         for process in started:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    return any(process.returncode for process in started)
+    return late
 
 
 def _inference(places: Places, options: Options, ends: float) -> None:

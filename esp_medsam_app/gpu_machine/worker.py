@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from esp_medsam_app.data.whole_files import written_whole
+from esp_medsam_app.gpu_machine.costs import ready
 from esp_medsam_app.gpu_machine.places import Packed, Places, read_manifest
 from esp_medsam_app.gpu_machine.results import note, write_results
 from esp_medsam_app.gpu_machine.sheets import read_sheets
@@ -245,8 +246,5 @@ def _figures(
 def run_worker(plan_file: Path) -> None:
     """Train by a plan; what a process of its own calls."""
     plan = Plan.read(plan_file)
-    torch.set_num_threads(1)
-    if plan.device != "cpu":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    ready(torch.device(plan.device))
     Worker(plan).work()

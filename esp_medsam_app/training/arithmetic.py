@@ -17,8 +17,9 @@ from esp_medsam_app.training.surroundings import Surroundings
 
 CHOICE = "arithmetic.json"
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Enough work to tell the types apart, in a second or two on two cores.
-_SIDE, _BATCH, _REPEATS = 64, 2, 2
+# Batch and side of enough work to tell the types apart: in a second or two on two cores, and on a
+# GPU more than what starting the kernels takes.
+_WORK, _GPU_WORK, _REPEATS = (2, 64), (16, 256), 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _seconds(network: EspMedSam, modality: str, arithmetic: Arithmetic) -> float
     if controller is not None:
         controller.requires_grad_(True)
     clock = time.process_time if arithmetic.device.type == "cpu" else time.perf_counter
-    images = arithmetic.inputs(torch.zeros(_BATCH, 3, _SIDE, _SIDE))
+    batch, side = _WORK if arithmetic.device.type == "cpu" else _GPU_WORK
+    images = arithmetic.inputs(torch.zeros(batch, 3, side, side))
     best = float("inf")
     for _ in range(1 + _REPEATS):
         start = clock()
