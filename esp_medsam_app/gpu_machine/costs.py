@@ -61,6 +61,9 @@ def measure_costs(
     arithmetic.prepare(network)
     found: dict[str, Figures] = {}
     for speed in dict.fromkeys(("plain", *speeds)):
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
         try:
             found[speed] = _figures(network, name, recipe, arithmetic, speed, sizes)
         except Exception as error:
@@ -146,7 +149,7 @@ def _figures(
             "batch": recipe.joint_batch,
             "gflop_per_view": round(gflop, 2),
             "teraflops": round(rate * gflop / 1000, 3),
-            "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            "peak_memory_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2)
             if arithmetic.device.type == "cuda"
             else None,
         }

@@ -114,7 +114,8 @@ def run(root: Path, options: Options, tell: Tell) -> None:
         for done in unpacking:
             done.result()
     reserve = _INFERENCE_SECONDS if options.inference and gpu else 0.0
-    processes = options.processes or (min(GPU_PROCESSES, len(names)) if gpu else 1)
+    write_results(places.work, carried, options.output)
+    processes = options.processes or _processes(places, device, speed, len(names))
     plan = Plan(
         root=str(root),
         output=str(options.output),
@@ -192,6 +193,21 @@ def _trial(
         said = figures.get(str(largest), figures)
         tell(f"{way}: {said.get('views_per_second', said.get('failed'))} views/s at {largest}")
     return speed, costs or dict(_USUAL_COST)
+
+
+def _processes(places: Places, device: torch.device, speed: Speed, modalities: int) -> int:
+    """How many train at a time: as many as keep the GPU busy and fit into its memory."""
+    if device.type != "cuda":
+        return 1
+    _, total = torch.cuda.mem_get_info(device)
+    trial = places.work / "trial.json"
+    found = json.loads(trial.read_text(encoding="utf-8")) if trial.is_file() else {}
+    peaks = [
+        one["peak_memory_gb"] for size, one in found.get(speed, {}).items() if size != "failed"
+    ]
+    # appearance and further sides need some more
+    need = max(peaks, default=20.0) * 1.25 * 1e9
+    return max(1, min(GPU_PROCESSES, modalities, int(0.85 * total / need)))
 
 
 def _train(plan_file: Path, plan: Plan, ends: float) -> bool:

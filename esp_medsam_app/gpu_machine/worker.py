@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -173,6 +174,10 @@ class Worker:
             real = (steps[-1] - steps[0]) / (len(steps) - 1)
             self.slowness = max(0.1, self.slowness * real / planned)
         write_results(self.places.work, self.carried, Path(plan.output))
+        if plan.device != "cpu":
+            # recordings of this modality hold memory until they are gone
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _recipe(self, name: str, number: int, share: float) -> Recipe:
         """The recipe of a cycle; of one that was stopped, as it was planned then."""

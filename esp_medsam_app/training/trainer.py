@@ -110,7 +110,13 @@ def train(
         source = (
             CachedFeatures(stored, order)
             if stored
-            else FreshViews(views, order, place.workers, arithmetic.device)
+            else FreshViews(
+                views,
+                order,
+                place.workers,
+                arithmetic.device,
+                pinned=place.speed != "graphs",
+            )
         )
         groups = query_groups(network, names, recipe.joint_decoder_rate)
         groups += controller_groups(network, names, recipe.controller_rate)
