@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esp_medsam_app.data.whole_files import written_whole
@@ -28,6 +28,9 @@ _WARM_UP, _STEPS, _CPU_STEPS = 4, 12, 2
 # Another way to start the same kernels may differ by rounding from the plain one, not by more.
 _TOLERANCE = 0.05
 
+# in place of a side: why a way cannot be used
+FAILED = "failed"
+
 Figures = dict[str, Any]
 
 
@@ -41,7 +44,7 @@ def measure_costs(
     sizes: Sequence[int],
     output: Path,
 ) -> None:
-    """Time whole steps (forward, backward, optimiser) and write the figures after each way.
+    """Time whole steps (forward, backward, optimiser) and write the figures after each side.
 
     A way that fails is written down with its reason. This is for a process of its own: what a
     failed recording leaves on a GPU ends with it.
@@ -52,7 +55,7 @@ def measure_costs(
         recipe: batch and rates.
         device: where to train.
         speeds: ways to try; `plain` comes first.
-        sizes: sides of the input, pixels.
+        sizes: sides of the input, pixels; the one that counts most first.
         output: JSON file of views a second, TFLOP a second and seconds a step, by way and side.
     """
     ready(device)
@@ -60,17 +63,22 @@ def measure_costs(
     arithmetic = Arithmetic(torch.bfloat16 if device.type == "cuda" else torch.float32, device)
     arithmetic.prepare(network)
     found: dict[str, Figures] = {}
+
+    def write(speed: str, size: str, said: object) -> None:
+        found.setdefault(speed, {})[size] = said
+        with written_whole(output) as partial:
+            partial.write_text(json.dumps(found, indent=2), encoding="utf-8")
+
     for speed in dict.fromkeys(("plain", *speeds)):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            found[speed] = _figures(network, name, recipe, arithmetic, speed, sizes)
+            for size, said in _figures(network, name, recipe, arithmetic, speed, sizes):
+                write(speed, str(size), said)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            found[speed] = {"failed": reason}
-        with written_whole(output) as partial:
-            partial.write_text(json.dumps(found, indent=2), encoding="utf-8")
+            write(speed, FAILED, reason)
 
 
 def ready(device: torch.device) -> None:
@@ -87,9 +95,9 @@ def fastest(found: Mapping[str, Figures], size: int) -> Speed:
     """The way that trains most views a second at this side; `plain` where nothing is faster."""
     rates: dict[Speed, float] = {"plain": 0.0}
     for speed in SPEEDS:
-        figures = found.get(speed, {}).get(str(size))
-        if figures is not None:
-            rates[speed] = figures["views_per_second"]
+        figures = found.get(speed, {})
+        if str(size) in figures and FAILED not in figures:
+            rates[speed] = figures[str(size)]["views_per_second"]
     return max(rates, key=lambda speed: rates[speed])
 
 
@@ -97,8 +105,8 @@ def seconds_per_view(found: Mapping[str, Figures], speed: Speed) -> dict[int, fl
     """Cost of a view at each side that was measured."""
     return {
         int(size): 1 / figures["views_per_second"]
-        for size, figures in found[speed].items()
-        if size != "failed"
+        for size, figures in found.get(speed, {}).items()
+        if size != FAILED
     }
 
 
@@ -109,7 +117,7 @@ def _figures(
     arithmetic: Arithmetic,
     speed: Speed,
     sizes: Sequence[int],
-) -> Figures:
+) -> Iterator[tuple[int, Figures]]:
     network.requires_grad_(False)
     groups = query_groups(network, [name], 0.0) + controller_groups(network, [name], 0.0)
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -123,7 +131,6 @@ def _figures(
     passes = Passes(make, speed, arithmetic.device)
     plain = Passes(make)
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
-    figures: Figures = {}
     for size in sizes:
         generator = torch.Generator().manual_seed(size)
         images = torch.rand(recipe.joint_batch, 3, size, size, generator=generator)
@@ -141,9 +148,13 @@ def _figures(
         if passes.speed != speed:
             raise RuntimeError(f"{speed} gave way to plain passes")
         if speed != "plain":
-            _check_alike(plain(name, inputs, labels), passes(name, inputs, labels))
+            found = [
+                _loss_and_gradient(way(name, inputs, labels), optimiser, parameters)
+                for way in (plain, passes)
+            ]
+            _check_alike(*found)
         rate = recipe.joint_batch / seconds
-        figures[str(size)] = {
+        figures: Figures = {
             "views_per_second": round(rate, 1),
             "seconds_per_step": seconds,
             "batch": recipe.joint_batch,
@@ -153,8 +164,8 @@ def _figures(
             if arithmetic.device.type == "cuda"
             else None,
         }
+        yield size, figures
     optimiser.zero_grad(set_to_none=True)
-    return figures
 
 
 def _gflop(plain: Passes, name: str, inputs: Tensor, labels: Tensor) -> float:
@@ -178,7 +189,17 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _check_alike(plain: Losses, other: Losses) -> None:
-    one, two = float(plain.total.detach()), float(other.total.detach())
-    if not abs(one - two) <= _TOLERANCE * abs(one):
-        raise RuntimeError(f"the loss is {two:.4f} instead of {one:.4f}")
+def _loss_and_gradient(
+    losses: Losses, optimiser: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+) -> tuple[float, float]:
+    """The loss and the norm of its gradient."""
+    optimiser.zero_grad(set_to_none=True)
+    losses.total.backward()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return float(losses.total.detach()), float(nn.utils.get_total_norm(gradients))
+
+
+def _check_alike(plain: tuple[float, float], other: tuple[float, float]) -> None:
+    for what, one, two in zip(("loss", "gradient's norm"), plain, other, strict=True):
+        if not abs(one - two) <= _TOLERANCE * abs(one):
+            raise RuntimeError(f"the {what} is {two:.4g} instead of {one:.4g}")

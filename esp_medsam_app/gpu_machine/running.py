@@ -16,7 +16,7 @@ import torch
 
 from esp_medsam_app.benchmark.machine import Machine
 from esp_medsam_app.errors import InputError
-from esp_medsam_app.gpu_machine.costs import fastest, seconds_per_view
+from esp_medsam_app.gpu_machine.costs import FAILED, fastest, seconds_per_view
 from esp_medsam_app.gpu_machine.places import Packed, Places, read_manifest
 from esp_medsam_app.gpu_machine.results import note, write_results
 from esp_medsam_app.gpu_machine.sheets import read_sheets
@@ -179,7 +179,7 @@ def _trial(
     command += ["--modality", name, "--recipe", options.recipe, "--output", str(output)]
     if options.batch is not None:
         command += ["--batch", str(options.batch)]
-    command += ["--sizes", *map(str, sorted({smallest, largest})), "--speeds"]
+    command += ["--sizes", *map(str, sorted({smallest, largest}, reverse=True)), "--speeds"]
     # a CPU does not wait for Python
     command += options.speeds if options.device != "cpu" else []
     _finished(command, min(limit, (ends - time.time()) / 3))
@@ -188,11 +188,12 @@ def _trial(
         found = json.loads(output.read_text(encoding="utf-8"))
     note(places.work, "training_speed", found)
     speed = fastest(found, largest)
-    costs = seconds_per_view(found, speed) if speed in found else {}
     for way, figures in found.items():
-        said = figures.get(str(largest), figures)
-        tell(f"{way}: {said.get('views_per_second', said.get('failed'))} views/s at {largest}")
-    return speed, costs or dict(_USUAL_COST)
+        if FAILED in figures:
+            tell(f"{way} cannot be used: {figures[FAILED]}")
+        elif str(largest) in figures:
+            tell(f"{way}: {figures[str(largest)]['views_per_second']} views/s at {largest}")
+    return speed, seconds_per_view(found, speed) or dict(_USUAL_COST)
 
 
 def _processes(places: Places, device: torch.device, speed: Speed, modalities: int) -> int:
