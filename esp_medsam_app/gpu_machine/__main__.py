@@ -49,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--limit-mib", type=float, default=LARGEST_LOAD / MIB)
     pack.add_argument("--no-wheels", action="store_true", help="the machine has all packages")
 
+    pack.add_argument(
+        "--judge", action="store_true", help="weights that do not fit, so that new ones compare"
+    )
+
     run = commands.add_parser("run", help="there: train and write the results")
     run.set_defaults(command=_run)
     _root(run)
@@ -69,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     _root(unpack)
     unpack.add_argument("results", type=Path, nargs="?", help="folder that the run wrote")
     unpack.add_argument("work", type=Path, nargs="?", help="its best/ and ledger.csv are changed")
+
+    unpack.add_argument(
+        "--take", nargs="+", default=[], help="modalities that replace those they did not surpass"
+    )
 
     # what `run` starts in processes of their own
     trial = commands.add_parser("trial")
@@ -116,6 +124,7 @@ def _pack(options: argparse.Namespace) -> None:
         read_left_out(options.left_out) if options.left_out is not None else {},
         limit=int(options.limit_mib * MIB),
         wheels=not options.no_wheels,
+        judge=options.judge,
         **given,
     )
     root = options.root.resolve()
@@ -166,10 +175,15 @@ def _unpack(options: argparse.Namespace) -> None:
         return
     Places(root).folder.mkdir(exist_ok=True)
     with FileLock(Places(root).folder / "lock"):
-        done = unpack(root, options.results, work)
+        done = unpack(root, options.results, work, options.take)
     _tell(f"{done.files} files put back")
     if done.bundle is not None:
         _tell(f"{', '.join(done.modalities) or 'no modality'} into {done.bundle}")
+        if done.kept_out:
+            _tell(
+                f"{', '.join(done.kept_out)}: not compared with the weights of the bundle, which "
+                "stay; score them, then name them with --take"
+            )
         _tell(f"{done.rows} rows added to the ledger")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.dataset import prepare_slices
 from esp_medsam_app.dataset.splits_on_disk import LeftOut, cases_of_split, judged_cases
 from esp_medsam_app.errors import InputError
@@ -23,10 +26,13 @@ from esp_medsam_app.gpu_machine.places import (
     Places,
     write_manifest,
 )
-from esp_medsam_app.gpu_machine.sheets import write_sheets
+from esp_medsam_app.gpu_machine.sheets import read_sheets, write_sheets
 from esp_medsam_app.modalities import catalogue, get_modality
-from esp_medsam_app.training.cycles import BEST, read_judged
+from esp_medsam_app.training.campaign import judge
+from esp_medsam_app.training.cycles import BEST, SIZES, read_judged
 from esp_medsam_app.training.record import described_data
+from esp_medsam_app.training.starting import network_of
+from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.weights.bundle import (
     DESCRIPTION,
     Bundle,
@@ -88,6 +94,8 @@ class Options:
         most: slices of a case.
         limit: of the load, bytes.
         wheels: carry those of Python 3.12 that the machine lacks.
+        judge: judge weights that do not fit, on the slices that travel, so that what is trained
+            there can be compared with them: minutes of a CPU.
     """
 
     modalities: Sequence[str]
@@ -97,6 +105,7 @@ class Options:
     most: int = MOST_SLICES
     limit: int = LARGEST_LOAD
     wheels: bool = True
+    judge: bool = False
 
 
 def pack(root: Path, data: Path, work: Path | None, options: Options, tell: Tell) -> Load:
@@ -129,9 +138,9 @@ def pack(root: Path, data: Path, work: Path | None, options: Options, tell: Tell
     room = options.limit - _load(root, partial).total
     started = _fitting(bundle, list(packed), room)
     carry_bundle(bundle, partial / "bundle", started)
-    write_manifest(
-        partial, {name: _told(packed[name], bundle, name, started, work) for name in packed}
-    )
+    for name in packed:
+        packed[name] = _told(packed[name], name, bundle, places, name in started, options, tell)
+    write_manifest(partial, packed)
     load = _load(root, partial)
     if load.total > options.limit:
         shutil.rmtree(partial)
@@ -174,7 +183,7 @@ def _slices(
             shutil.copyfile(archive, partial / "slices" / archive.name)
             size += archive.stat().st_size
         data_told = described_data({name: train}, {name: folders})[name]
-        packed[name] = Packed(len(train), data_told, start=False, judged=None)
+        packed[name] = Packed(len(train), data_told, start=False, weights=None, judged=None)
         tell(
             f"{name}: {len(train)} cases to learn from, {len(val)} to judge on, "
             f"{size / MIB:.1f} MiB"
@@ -189,17 +198,38 @@ def _slices(
 
 
 def _told(
-    one: Packed, bundle: Bundle, name: str, started: Sequence[str], work: Path | None
+    one: Packed,
+    name: str,
+    bundle: Bundle,
+    places: Places,
+    start: bool,
+    options: Options,
+    tell: Tell,
 ) -> Packed:
     """What is told of a modality, once it is known which weights travel."""
-    start = name in started
+    weights = bundle.description.files.get(controller_file(name))
     judged = None
-    if not start and work is not None:
-        weights = bundle.description.files.get(controller_file(name))
-        judged = read_judged(work / name / "judged.json", weights) if weights else None
-    return Packed(
-        one.cases, one.data, start, {str(k): v for k, v in (judged or {}).items()} or None
-    )
+    if weights is not None and not start and options.judge:
+        tell(f"{name}: judging its weights, which do not fit")
+        judged = _judged(name, weights, bundle, places)
+    return replace(one, start=start, weights=weights, judged=judged)
+
+
+def _judged(name: str, weights: str, bundle: Bundle, places: Places) -> dict[str, Any]:
+    """Dice of a modality of the bundle on the slices that travel; kept for next time."""
+    modality = bundle.modality(name)
+    folder = places.folder / "judged" / name
+    cache = read_sheets(places.folder / "sheets" / f"{name}_val.zip", folder / "slices")
+    file = folder / "judged.json"
+    of = f"{weights}/{cache.origin}"
+    known = read_judged(file, of)
+    if known is None:
+        known = judge(
+            network_of(bundle, modality), cache, modality, sizes=SIZES, place=Surroundings(folder)
+        )
+        with written_whole(file) as partial:
+            partial.write_text(json.dumps({"weights": of, "dice": known}), encoding="utf-8")
+    return {str(size): dict(dice) for size, dice in known.items()}
 
 
 def _fitting(bundle: Bundle, names: Sequence[str], room: int) -> list[str]:

@@ -60,14 +60,21 @@ class Packed:
         cases: of the training split.
         data: of it, as a bundle tells of its training.
         start: whether its weights travel; else it starts untrained.
-        judged: Dice of weights that do not travel, by size, site and case, where they are known:
+        weights: SHA-256 of its weights here; none for a modality that is new.
+        judged: Dice of weights that do not travel, by size, site and case, where they were judged:
             what is trained there has to surpass them.
     """
 
     cases: int
     data: dict[str, Any]
     start: bool
+    weights: str | None
     judged: dict[str, Any] | None
+
+    @property
+    def surpassed(self) -> str | None:
+        """SHA-256 of the weights that those trained there were compared with, if they were."""
+        return self.weights if self.start or self.judged is not None else None
 
 
 def write_manifest(carried: Path, packed: dict[str, Packed]) -> None:

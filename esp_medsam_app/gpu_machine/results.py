@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
-from esp_medsam_app.gpu_machine.places import FIGURES, LARGEST_RESULT
+from esp_medsam_app.gpu_machine.places import FIGURES, LARGEST_RESULT, Packed
 from esp_medsam_app.training.cycles import BEST, LEDGER
 from esp_medsam_app.weights.bundle import Bundle, load_bundle
 
@@ -43,12 +43,13 @@ def note(work: Path, part: str, said: Mapping[str, Any]) -> None:
             partial.write_text(json.dumps(known, indent=2), encoding="utf-8")
 
 
-def write_results(work: Path, carried: Bundle, output: Path) -> None:
+def write_results(work: Path, carried: Bundle, packed: Mapping[str, Packed], output: Path) -> None:
     """Write all that is done so far.
 
     Args:
         work: of the run.
         carried: the bundle that the run started from; what differs from it comes back.
+        packed: what was told of each modality.
         output: folder of the results.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def write_results(work: Path, carried: Bundle, output: Path) -> None:
                 room -= size
             for number, names in enumerate(groups, start=1):
                 if names:
-                    _write_archive(output / f"weights_{number}.zip", best, names)
+                    _write_archive(output / f"weights_{number}.zip", best, names, packed)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Returned:
         archive: where its weights lie.
         sha256: of them.
         run: how they were trained, as a bundle tells.
+        surpassed: SHA-256 of the weights that they were compared with, if they were.
         modality: as it was trained, JSON values.
     """
 
@@ -90,6 +92,7 @@ class Returned:
     archive: Path
     sha256: str
     run: dict[str, Any]
+    surpassed: str | None
     modality: dict[str, Any]
 
     def extract(self, file: Path) -> None:
@@ -123,7 +126,9 @@ def read_results(output: Path) -> list[Returned]:
     return found
 
 
-def _write_archive(file: Path, best: Bundle, names: list[str]) -> None:
+def _write_archive(
+    file: Path, best: Bundle, names: list[str], packed: Mapping[str, Packed]
+) -> None:
     runs = best.description.training.get("runs", [])
     with written_whole(file) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name in names:
@@ -131,6 +136,7 @@ def _write_archive(file: Path, best: Bundle, names: list[str]) -> None:
             said = {
                 "sha256": best.description.files[best.modality_file(name)],
                 "run": own[-1] if own else {},
+                "surpassed": packed[name].surpassed if name in packed else None,
                 "modality": best.modality(name).model_dump(mode="json"),
             }
             archive.writestr(f"{name}.json", json.dumps(said, indent=2), zipfile.ZIP_DEFLATED)

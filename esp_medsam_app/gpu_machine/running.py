@@ -114,7 +114,7 @@ def run(root: Path, options: Options, tell: Tell) -> None:
         for done in unpacking:
             done.result()
     reserve = _INFERENCE_SECONDS if options.inference and gpu else 0.0
-    write_results(places.work, carried, options.output)
+    write_results(places.work, carried, packed, options.output)
     processes = options.processes or _processes(places, device, speed, len(names))
     plan = Plan(
         root=str(root),
@@ -137,11 +137,11 @@ def run(root: Path, options: Options, tell: Tell) -> None:
     plan.write(file)
     tell(f"training until {plan.ends - start:.0f} s, {processes} at a time, {speed}")
     late = _train(file, plan, ends)
-    write_results(places.work, carried, options.output)
+    write_results(places.work, carried, packed, options.output)
     if options.inference and time.time() < ends:
         tell("inference")
         _inference(places, options, ends)
-        write_results(places.work, carried, options.output)
+        write_results(places.work, carried, packed, options.output)
     trained = [name for name in names if cycles.done(name) >= plan.most]
     tell(f"{len(trained)} of {len(names)} modalities trained in {time.time() - start:.0f} s")
     if not trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,24 +29,29 @@ class Unpacked:
     Attributes:
         files: that were put back.
         modalities: that were put into the bundle.
+        kept_out: those that the bundle has in other weights than the returned ones surpass.
         rows: that were added to the ledger.
         bundle: the bundle; none without results.
     """
 
     files: int
     modalities: list[str]
+    kept_out: list[str]
     rows: int
     bundle: Path | None
 
 
-def unpack(root: Path, results: Path | None, work: Path) -> Unpacked:
+def unpack(root: Path, results: Path | None, work: Path, take: Collection[str] = ()) -> Unpacked:
     """Put back what `pack` moved aside; with results, make a bundle of them.
+
+    Weights replace those of the bundle that they were compared with, or come in where it has none.
 
     Args:
         root: of the working tree.
         results: folder that a run wrote; none to put files back only.
         work: `best` in it is the bundle that the modalities come into, made of the starter bundle
             if it is not there, and `ledger.csv` the ledger that rows are added to.
+        take: modalities that come into the bundle whatever it has.
 
     Raises:
         InputError: files differ, or an archive is damaged.
@@ -53,7 +59,7 @@ def unpack(root: Path, results: Path | None, work: Path) -> Unpacked:
     """
     files = put_back(root, Places(root).aside)
     if results is None:
-        return Unpacked(len(files), [], 0, None)
+        return Unpacked(len(files), [], [], 0, None)
     returned = read_results(results)
     if not returned and not (results / LEDGER).is_file():
         raise InputError(
@@ -66,7 +72,15 @@ def unpack(root: Path, results: Path | None, work: Path) -> Unpacked:
         if not (work / BEST / DESCRIPTION).is_file():
             shutil.copytree(starter_bundle_path(), work / BEST, dirs_exist_ok=True)
         bundle = load_bundle(work / BEST)
+        taken, kept_out = [], []
         for one in returned:
+            before = bundle.description.files.get(bundle.modality_file(one.name))
+            if before == one.sha256:
+                continue
+            if before not in (None, one.surpassed) and one.name not in take:
+                kept_out.append(one.name)
+                continue
+            taken.append(one.name)
             modality = Modality.model_validate(one.modality)
             file = work / "returned.safetensors"
             one.extract(file)
@@ -80,4 +94,4 @@ def unpack(root: Path, results: Path | None, work: Path) -> Unpacked:
             rows = append_file(work / LEDGER, results / LEDGER)
     if (results / FIGURES).is_file():
         shutil.copyfile(results / FIGURES, work / FIGURES)
-    return Unpacked(len(files), [one.name for one in returned], rows, bundle.path)
+    return Unpacked(len(files), taken, kept_out, rows, bundle.path)

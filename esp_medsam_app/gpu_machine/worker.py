@@ -173,7 +173,7 @@ class Worker:
             planned = share * PLANNED_SHARE / recipe.joint_steps
             real = (steps[-1] - steps[0]) / (len(steps) - 1)
             self.slowness = max(0.1, self.slowness * real / planned)
-        write_results(self.places.work, self.carried, Path(plan.output))
+        write_results(self.places.work, self.carried, self.packed, Path(plan.output))
         if plan.device != "cpu":
             # recordings of this modality hold memory until they are gone
             gc.collect()

@@ -11,17 +11,27 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.bare_machine import MISSING, site_without
+from support.small_starter import small_starter
 from support.working_tree import is_whole
 
 import esp_medsam_app
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.gpu_machine.packing import Options, pack
-from esp_medsam_app.gpu_machine.places import LARGEST_RESULT, MIB, Places, read_manifest
+from esp_medsam_app.gpu_machine.places import (
+    LARGEST_RESULT,
+    MIB,
+    Packed,
+    Places,
+    read_manifest,
+)
+from esp_medsam_app.gpu_machine.results import write_results
 from esp_medsam_app.gpu_machine.unpacking import unpack
 from esp_medsam_app.weights import load_bundle
 from esp_medsam_app.weights.bundle import Bundle, starter_bundle_path
 from esp_medsam_app.weights.integrity import sha256_of
+from esp_medsam_app.weights.merging import replace_modality
 
 from .conftest import MODALITIES
 
@@ -61,17 +71,28 @@ def test_data_without_cases_are_refused(tree: Path, tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_stay_at_home(tree: Path, data: Path) -> None:
-    load = pack(tree, data, None, packing(limit=20 * MIB), silent)
+    load = pack(tree, data, None, packing(limit=20 * MIB, judge=True), silent)
     carried = Places(tree).carried
     started = load_bundle(carried / "bundle").modalities
     assert not started
     assert load.total < 20 * MIB
+    # judged on the slices that travel, they are compared with all the same
+    known, new = read_manifest(carried).values()
+    starter = load_bundle().description.files["controllers/dermoscopy.safetensors"]
+    assert (known.surpassed, new.surpassed) == (starter, None)
+    assert known.judged is not None
+    assert {size: list(dice["site"]) for size, dice in known.judged.items()} == {
+        "128": ["case0", "case1"],
+        "256": ["case0", "case1"],
+    }
     shutil.rmtree(carried)
     pack(tree, data, None, packing(), silent)
     bundle = load_bundle(carried / "bundle")
     bundle.verify()
     assert list(bundle.modalities) == ["dermoscopy"]
-    assert [one.start for one in read_manifest(carried).values()] == [True, False]
+    packed = read_manifest(carried)
+    assert [one.start for one in packed.values()] == [True, False]
+    assert [one.surpassed for one in packed.values()] == [starter, None]
     unpack(tree, None, tree / "none")
     assert is_whole(tree)
 
@@ -120,10 +141,12 @@ def test_there_and_back(tree: Path, data: Path, tmp_path: Path) -> None:
 
     work = tmp_path / "work"
     first = unpack(tree, output, work)
+    assert not first.kept_out
     assert is_whole(tree)
     assert first.modalities == kept
     assert first.rows == len(rows)
-    assert unpack(tree, output, work).rows == 0
+    again = unpack(tree, output, work)
+    assert (again.rows, again.modalities, again.kept_out) == (0, [], [])
     bundle = load_bundle(work / "best")
     bundle.verify()
     assert set(bundle.modalities) == set(load_bundle().modalities) | set(kept)
@@ -132,6 +155,28 @@ def test_there_and_back(tree: Path, data: Path, tmp_path: Path) -> None:
         # bit by bit what was judged there
         assert weights(bundle, name) == weights(run_there, name)
         bundle.load_network([name])
+
+
+def test_weights_that_were_not_compared_are_kept_out(tree: Path, tmp_path: Path) -> None:
+    """The bundle at home may be better, or may have become so since."""
+    bundle = load_bundle(small_starter(tmp_path / "work" / "best"))
+    name = "microscopy_nuclei"
+    here = bundle.description.files[bundle.modality_file(name)]
+    trained = shutil.copytree(bundle.path, tmp_path / "there" / "best")
+    network = bundle.load_network()
+    with torch.no_grad():
+        network.queries[name].tokens.weight.mul_(1.5)
+    there = replace_modality(load_bundle(trained), network, bundle.modality(name), {"data": {}})
+    for surpassed, taken in ((None, []), ("other", []), (here, [name])):
+        told = Packed(1, {}, start=True, weights=surpassed, judged=None)
+        write_results(tmp_path / "there", bundle, {name: told}, tmp_path / "out")
+        for take in ([], [name]):
+            work = shutil.copytree(tmp_path / "work", tmp_path / f"{surpassed}{len(take)}")
+            done = unpack(tree, tmp_path / "out", work, take)
+            assert done.modalities == (taken or take)
+            assert done.kept_out == ([] if done.modalities else [name])
+            now = weights(load_bundle(work / "best"), name)
+            assert now == (weights(there, name) if done.modalities else here)
 
 
 def weights(bundle: Bundle, name: str) -> str:
