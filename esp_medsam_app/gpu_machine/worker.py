@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ class Worker:
             report=lambda task, done, total, losses: steps.append(time.monotonic()),
         )
         material = self._material(name)
-        judged = _comparable(self.packed[name], material)
+        judged = _comparable(self.packed[name], material, plan.sizes)
         # of weights that are not here, nothing between them and the new ones can be tried
         known = name in self.cycles.best.modalities
         result = self.cycles.run(
@@ -210,8 +211,10 @@ class Worker:
         return Material(get_modality(name), train, val, self.packed[name].data)
 
 
-def _comparable(packed: Packed, material: Material) -> dict[int, SiteDice] | None:
-    """Dice of weights that stayed at home, if they were judged on the very cases that are here."""
+def _comparable(
+    packed: Packed, material: Material, sizes: Sequence[int]
+) -> dict[int, SiteDice] | None:
+    """Dice of weights that stayed at home, if judged on the very cases and at the sides of here."""
     if packed.judged is None:
         return None
     here = {
@@ -219,6 +222,8 @@ def _comparable(packed: Packed, material: Material) -> dict[int, SiteDice] | Non
         for site, cases in material.val.sites.items()
     }
     judged = {int(size): sites for size, sites in packed.judged.items()}
+    if set(judged) != set(sizes):
+        return None
     for sites in judged.values():
         if {site: set(cases) for site, cases in sites.items()} != here:
             return None
