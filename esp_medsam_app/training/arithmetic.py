@@ -15,11 +15,12 @@ from esp_medsam_app.inference.device import cast_to
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.training.surroundings import Surroundings
 
+# On a GPU the work must take longer than starting its kernels.
+_GPU_SIDE, _GPU_BATCH = 256, 16
 CHOICE = "arithmetic.json"
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Batch and side of enough work to tell the types apart: in a second or two on two cores, and on a
-# GPU more than what starting the kernels takes.
-_WORK, _GPU_WORK, _REPEATS = (2, 64), (16, 256), 2
+# Enough work to tell the types apart, in a second or two on two cores.
+_SIDE, _BATCH, _REPEATS = 64, 2, 2
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def _seconds(network: EspMedSam, modality: str, arithmetic: Arithmetic) -> float
     controller = network.controller(modality)
     if controller is not None:
         controller.requires_grad_(True)
-    clock = time.process_time if arithmetic.device.type == "cpu" else time.perf_counter
-    batch, side = _WORK if arithmetic.device.type == "cpu" else _GPU_WORK
+    on_cpu = arithmetic.device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    batch, side = (_BATCH, _SIDE) if on_cpu else (_GPU_BATCH, _GPU_SIDE)
     images = arithmetic.inputs(torch.zeros(batch, 3, side, side))
     best = float("inf")
     for _ in range(1 + _REPEATS):

@@ -196,7 +196,7 @@ class Cycles:
             cycle_ledger.append(self.work / LEDGER, entry)
         if result.chosen is not None:
             run = describe_run(recipe, {name: dict(material.data)}, device=place.device)
-            run |= {"share": result.chosen.share, "cycle": number}
+            run |= {"shared": False, "share": result.chosen.share, "cycle": number}
             with FileLock(self.work / "best.lock"):
                 # other processes may have written other modalities meanwhile
                 bundle = replace_modality(self.best, result.chosen.network, modality, run)

