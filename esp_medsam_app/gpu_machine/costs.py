@@ -82,13 +82,14 @@ def measure_costs(
 
 
 def ready(device: torch.device) -> None:
-    """Settings under which a device trains: one thread beside a GPU, which chooses its kernels."""
+    """Settings under which a device trains: one thread of a CPU, TF32 for what stays in float32.
+
+    cuDNN does not look for the fastest algorithms: views are blurred by kernels of many sizes, and
+    each would be looked for anew.
+    """
     torch.set_num_threads(1)
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        # shapes are few: the fastest algorithm is looked for once for each
-        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
 
 
 def fastest(found: Mapping[str, Figures], size: int) -> Speed:
