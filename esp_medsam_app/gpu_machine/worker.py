@@ -17,7 +17,9 @@ from esp_medsam_app.gpu_machine.costs import ready
 from esp_medsam_app.gpu_machine.places import Packed, Places, read_manifest
 from esp_medsam_app.gpu_machine.results import note, write_results
 from esp_medsam_app.gpu_machine.sheets import read_sheets
+from esp_medsam_app.inference.device import autocast_type
 from esp_medsam_app.modalities import get_modality
+from esp_medsam_app.training.arithmetic import keep_choice
 from esp_medsam_app.training.campaign import SHARES, CycleResult
 from esp_medsam_app.training.cycles import Cycles, Material
 from esp_medsam_app.training.recipe import Recipe
@@ -148,6 +150,9 @@ class Worker:
         share = min(self._left(), self._left() * plan.processes / max(1, waiting))
         recipe = self._recipe(name, number, share)
         folder = self.cycles.cycle_folder(name)
+        if autocast_type(torch.device(plan.device)) is not None and plan.device != "cpu":
+            # not measured: other processes use the GPU at the same time
+            keep_choice(folder, "bfloat16")
         steps: list[float] = []
         place = Surroundings(
             folder,

@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -56,6 +57,17 @@ class Arithmetic:
     def context(self) -> AbstractContextManager[object]:
         """A context manager under which products have this type."""
         return cast_to(self.dtype, self.device)
+
+
+def keep_choice(work: Path, dtype: str) -> None:
+    """Decide for a work folder in which type it computes, so that nothing is measured.
+
+    Args:
+        work: the folder.
+        dtype: `float32` or `bfloat16`.
+    """
+    with written_whole(work / CHOICE) as partial:
+        partial.write_text(json.dumps({"dtype": dtype, "seconds": {}}), encoding="utf-8")
 
 
 def choose_arithmetic(network: EspMedSam, modality: str, place: Surroundings) -> Arithmetic:
