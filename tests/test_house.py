@@ -17,6 +17,7 @@ ORDER = [
     "cli",
     "commands",
     "diagnosis",
+    "gpu_machine",
     "benchmark",
     "backup",
     "server",
@@ -88,7 +89,7 @@ def test_only_the_server_knows_monai_label() -> None:
 
 
 def test_training_needs_no_hospital_software(tmp_path: Path) -> None:
-    """A GPU host has torch, segment-anything and MONAI; DICOM and MONAI Label stay at home."""
+    """A GPU host has torch and segment-anything; DICOM and MONAI Label stay at home."""
     program = """
 import sys
 for name in ("monailabel", "pydicom", "SimpleITK"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,7 +56,10 @@ class SliceView:
                 (False, turn.rows, turn.columns),
                 (spacing[rows], spacing[columns]),
             )
-        orientation = nib.io_orientation(grid.affine).astype(int)
+        # here alone: a machine that trains on slices has none of what reads volumes
+        from nibabel.orientations import io_orientation
+
+        orientation = io_orientation(grid.affine).astype(int)
         patient_axis = [int(axis) for axis in orientation[:, 0]]
         sign = [int(value) for value in orientation[:, 1]]
         slice_axis = 2 if flat else _slice_axis(grid.shape, spacing, patient_axis)

@@ -14,8 +14,10 @@ import torch
 from esp_medsam_app.data.image import MedicalImage
 from esp_medsam_app.data.slices import SliceView
 from esp_medsam_app.data.whole_files import written_whole
+from esp_medsam_app.errors import InputError
 from esp_medsam_app.evaluation.pairs import CasePair, read_pair
 from esp_medsam_app.inference.preprocessing import IntensityScale, Tiling
+from esp_medsam_app.inference.slicewise import naming_errors
 from esp_medsam_app.modalities import Modality
 from esp_medsam_app.training.datasets import site_of
 from esp_medsam_app.training.slice_cache import INDEX, PIXELS, CachedSlice, SliceCache, index_of
@@ -73,7 +75,7 @@ def prepare_slices(
     """The cache in folder `path`; it is made if it is not there or was made from other cases.
 
     Slices are kept at the size that a network of this input works on, where that is smaller than
-    their own.
+    their own. Cases of one grey value and no label are left out.
 
     Args:
         path: a folder of its own.
@@ -96,16 +98,33 @@ def prepare_slices(
         path.mkdir(parents=True, exist_ok=True)
         share = limit_bytes // len(pairs)
         slices: list[CachedSlice] = []
+        kept: list[CasePair] = []
         with written_whole(path / PIXELS) as partial, partial.open("wb") as file:
             for number, pair in enumerate(pairs):
                 image, reference = read_pair(pair, modality)
-                slices += _write_case(file, number, image, reference, modality, tile, share)
+                if not _is_blank(image, reference):
+                    with naming_errors(image):
+                        slices += _write_case(
+                            file, len(kept), image, reference, modality, tile, share
+                        )
+                    kept.append(pair)
                 report(number + 1, len(pairs))
-        names = [pair.name for pair in pairs]
-        sites = [site_of(pair.image) for pair in pairs]
+        if not kept:
+            raise InputError("every image has one grey value throughout", path=pairs[0].image)
+        names = [pair.name for pair in kept]
+        sites = [site_of(pair.image) for pair in kept]
         with written_whole(path / INDEX) as partial:
             partial.write_text(json.dumps(index_of(slices, names, sites, origin)), encoding="utf-8")
     return SliceCache(path)
+
+
+def _is_blank(image: MedicalImage, reference: MedicalImage) -> bool:
+    """Whether image and label map are empty, as slices beyond the end of a scan are.
+
+    Such a case teaches nothing: inference refuses images of one grey value.
+    """
+    voxels = image.voxels
+    return not reference.voxels.any() and bool(voxels.min() == voxels.max())
 
 
 def _write_case(

@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from esp_medsam_app.inference.device import cast_to
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.training.surroundings import Surroundings
 
+# On a GPU the work must take longer than starting its kernels.
+_GPU_SIDE, _GPU_BATCH = 256, 16
 CHOICE = "arithmetic.json"
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Enough work to tell the types apart, in a second or two on two cores.
@@ -55,6 +58,17 @@ class Arithmetic:
     def context(self) -> AbstractContextManager[object]:
         """A context manager under which products have this type."""
         return cast_to(self.dtype, self.device)
+
+
+def keep_choice(work: Path, dtype: str) -> None:
+    """Decide for a work folder in which type it computes, so that nothing is measured.
+
+    Args:
+        work: the folder.
+        dtype: `float32` or `bfloat16`.
+    """
+    with written_whole(work / CHOICE) as partial:
+        partial.write_text(json.dumps({"dtype": dtype, "seconds": {}}), encoding="utf-8")
 
 
 def choose_arithmetic(network: EspMedSam, modality: str, place: Surroundings) -> Arithmetic:
@@ -102,8 +116,10 @@ def _seconds(network: EspMedSam, modality: str, arithmetic: Arithmetic) -> float
     controller = network.controller(modality)
     if controller is not None:
         controller.requires_grad_(True)
-    clock = time.process_time if arithmetic.device.type == "cpu" else time.perf_counter
-    images = arithmetic.inputs(torch.zeros(_BATCH, 3, _SIDE, _SIDE))
+    on_cpu = arithmetic.device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    batch, side = (_BATCH, _SIDE) if on_cpu else (_GPU_BATCH, _GPU_SIDE)
+    images = arithmetic.inputs(torch.zeros(batch, 3, side, side))
     best = float("inf")
     for _ in range(1 + _REPEATS):
         start = clock()

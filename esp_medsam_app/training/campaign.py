@@ -54,7 +54,7 @@ class CycleResult:
     Attributes:
         trained: the network as the cycle ended.
         before: Dice of the best weights, by input size.
-        candidates: what was tried, in the order of `SHARES`.
+        candidates: what was tried, in the order of the shares.
         chosen: the candidate that replaces the best weights, if any does.
     """
 
@@ -76,6 +76,7 @@ def run_cycle(
     sizes: Sequence[int],
     place: Surroundings,
     before: dict[int, SiteDice] | None = None,
+    shares: Sequence[float] = SHARES,
 ) -> CycleResult:
     """Train a modality for one cycle and judge the result.
 
@@ -92,6 +93,7 @@ def run_cycle(
         sizes: sides of the input to judge at, pixels.
         place: folder, device and processes.
         before: what `judge` gave of the best weights, where an earlier cycle asked already.
+        shares: of the way from the best weights to the new ones that are tried.
     """
     trained = train(
         copy.deepcopy(current),
@@ -105,7 +107,7 @@ def run_cycle(
     if before is None:
         before = judge(best, val_cache, modality, sizes=sizes, place=place)
     candidates = []
-    for share in SHARES:
+    for share in shares:
         network = copy.deepcopy(best)
         mix_modality(network, trained, modality.name, share)
         round_modality(network, modality.name)

@@ -120,6 +120,8 @@ def optimise(
 ) -> None:
     """Run a phase to its end, from where its checkpoint stopped; nothing if that is its end.
 
+    It ends early at the time that `place` names.
+
     Afterwards the trained weights are the moving average, and no parameter needs a gradient.
 
     Raises:
@@ -150,6 +152,8 @@ def optimise(
     running: dict[str, float] = {}
     saved = time.monotonic()
     for step in range(done, phase.steps):
+        if place.ends_at is not None and time.monotonic() > place.ends_at:
+            break
         for group, rate in zip(optimiser.param_groups, highest, strict=True):
             group["lr"] = rate * rate_of(step, phase.steps, recipe)
         optimiser.zero_grad(set_to_none=True)

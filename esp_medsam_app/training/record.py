@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esp_medsam_app import __version__
 from esp_medsam_app.data.whole_files import written_whole
 from esp_medsam_app.errors import InputError
 from esp_medsam_app.networks.esp_medsam import WHOLE, Design
@@ -87,18 +88,30 @@ def describe(
 
     Only the last two parts of a folder's path are kept: data set and split, not the machine.
     """
+    return describe_run(recipe, described_data(pairs, folders), device=device)
+
+
+def described_data(
+    pairs: Mapping[str, Sequence[CasePair]], folders: Mapping[str, Sequence[Path]]
+) -> dict[str, Any]:
+    """The data of a run by modality, as JSON values."""
+    return {
+        modality: {
+            "cases": len(cases),
+            "sources": [_source(path) for path in folders[modality]],
+        }
+        for modality, cases in pairs.items()
+    }
+
+
+def describe_run(recipe: Optimisation, data: Mapping[str, Any], *, device: str) -> dict[str, Any]:
+    """A run: its recipe, what `described_data` gave, versions of what computed it."""
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "data": {
-            modality: {
-                "cases": len(cases),
-                "sources": [_source(path) for path in folders[modality]],
-            }
-            for modality, cases in pairs.items()
-        },
+        "data": dict(data),
         "device": device,
         "finished": datetime.now(timezone.utc).date().isoformat(),
-        "versions": {name: version(name) for name in ("esp-medsam-app", "torch", "monai")},
+        "versions": {"esp-medsam-app": __version__, "torch": version("torch")},
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 INDEX, PIXELS = "index.json", "pixels.bin"
@@ -64,6 +65,8 @@ class SliceCache:
         path: folder that `write_index` finished.
 
     Attributes:
+        origin: identifies the files and rules that the cache was made from.
+        slices: where each lies.
         by_case: slice numbers of each case; those that hold a label, and the others.
         empty: numbers of all slices without a label.
         case_names: of the cases, in the order of their numbers.
@@ -73,6 +76,7 @@ class SliceCache:
 
     def __init__(self, path: Path) -> None:
         index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        self.origin: str = index["origin"]
         self.slices = [CachedSlice(*entry) for entry in index["slices"]]
         self._pixels = np.memmap(path / PIXELS, np.uint8, "r")
         self.case_names: list[str] = index["names"]
@@ -90,14 +94,21 @@ class SliceCache:
 
     def read(self, number: int) -> tuple[Tensor, Tensor]:
         """A slice: float32 `[3, h, w]` in [0, 1] and its label map uint8 `[h, w]`."""
+        image, labels = self.stored(number)
+        return (
+            torch.from_numpy(image).expand(3, -1, -1).float() / 255,
+            torch.from_numpy(labels),
+        )
+
+    def stored(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """A slice as it is on disk: `[channels, h, w]` and its label map `[h, w]`."""
         entry = self.slices[number]
         middle = entry.offset + entry.channels * entry.pixels
         image = np.array(self._pixels[entry.offset : middle])
         labels = np.array(self._pixels[middle : middle + entry.pixels])
-        canvas = torch.from_numpy(image).view(entry.channels, entry.height, entry.width)
         return (
-            canvas.expand(3, -1, -1).float() / 255,
-            torch.from_numpy(labels).view(entry.height, entry.width),
+            image.reshape(entry.channels, entry.height, entry.width),
+            labels.reshape(entry.height, entry.width),
         )
 
     def extents(self, number: int) -> tuple[int, int]:

@@ -99,6 +99,8 @@ class FreshViews:
         workers: processes that cut views.
         device: where a batch gets its appearance: a GPU does in one go what would keep many
             processes busy.
+        pinned: hand batches over in pinned memory, by a thread: not while a GPU records, as that
+            thread's calls would end up in the recording.
     """
 
     def __init__(
@@ -107,11 +109,14 @@ class FreshViews:
         turns: Turns,
         workers: int,
         device: torch.device = _CPU,
+        *,
+        pinned: bool = True,
     ) -> None:
         self.views = views
         self.turns = turns
         self.workers = workers
         self.device = device
+        self.pinned = pinned
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
         """The batches of these numbers, in this order."""
@@ -120,7 +125,7 @@ class FreshViews:
             _Numbered(self.views, self.turns, numbers, finished=on_cpu),
             batch_size=None,
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pinned and torch.cuda.is_available(),
             prefetch_factor=4 if self.workers else None,
             # its own numbers: the global ones are not touched
             generator=torch.Generator(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from esp_medsam_app.weights.backbones import (
     starting_decoder,
     starting_queries,
 )
+from esp_medsam_app.weights.bundle import Bundle, load_owned
 
 
 def new_network(
@@ -58,6 +60,26 @@ def add_fresh_modality(
     """Put an untrained modality beside those of a network: a neutral controller, fresh queries."""
     with seeded(seed + zlib.crc32(modality.name.encode())):
         network.add_modality(modality.name, starting_queries(backbone, len(modality.labels)))
+
+
+def network_of(bundle: Bundle, modality: Modality, weights: Path | None = None) -> EspMedSam:
+    """A bundle's network with one modality: its own, or an untrained one where it has none.
+
+    Args:
+        bundle: whose shared weights it takes.
+        modality: what the network has.
+        weights: a file of `save_modality` that takes the place of the bundle's, if it is there.
+
+    Raises:
+        WeightsError: a file is missing, damaged or does not fit.
+    """
+    known = modality.name in bundle.modalities
+    network = bundle.load_network([modality.name] if known else [])
+    if not known:
+        add_fresh_modality(network, bundle.backbone, modality)
+    if weights is not None and weights.is_file():
+        load_owned(network, modality, weights)
+    return network.eval()
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from esp_medsam_app.training.processes import Processes
 
 # bytes that the slices of one modality take on disk
 DEFAULT_LIMIT = 4 * 2**30
 
+Speed = Literal["plain", "graphs", "compiled"]
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
 
@@ -39,6 +40,9 @@ class Surroundings:
         processes: this one among those of torchrun.
         report: called with phase, steps done, steps in all and the running losses.
         curves: where the losses are drawn.
+        speed: how the kernels of a pass are started (`passes.Passes`).
+        ends_at: time of `time.monotonic` at which a phase ends, however many steps are left; none
+            for no such time. What it gave by then counts.
     """
 
     work: Path
@@ -48,6 +52,8 @@ class Surroundings:
     processes: Processes = field(default_factory=Processes)
     report: Report = _silent
     curves: Curves | None = None
+    speed: Speed = "plain"
+    ends_at: float | None = None
 
     def counting(self, task: str) -> Callable[[int, int], None]:
         """A report of something that has no losses."""

@@ -22,7 +22,6 @@ from esp_medsam_app.training.groups import (
 )
 from esp_medsam_app.training.inputs import (
     decoder_turns,
-    embed_from,
     embeddings_of,
     features_of,
     joint_turns,
@@ -30,6 +29,7 @@ from esp_medsam_app.training.inputs import (
 )
 from esp_medsam_app.training.losses import SegmentationLoss
 from esp_medsam_app.training.optimisation import CHECKPOINT, Checkpoint, Phase, optimise
+from esp_medsam_app.training.passes import Pass, Passes
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.sources import Batch, BatchSource, CachedFeatures, FreshViews
@@ -92,7 +92,7 @@ def train(
         network,
         lambda name: learners.encoder or not name.startswith("encoder."),
     )
-    steps = _Steps(network, recipe, arithmetic)
+    steps = _Steps(network, recipe, arithmetic, place)
     stored = features_of(network, views, recipe, place) if recipe.cached_stage else {}
     if recipe.decoder_steps and not checkpoint.finished("decoder"):
         order = decoder_turns(names, recipe)
@@ -110,7 +110,13 @@ def train(
         source = (
             CachedFeatures(stored, order)
             if stored
-            else FreshViews(views, order, place.workers, arithmetic.device)
+            else FreshViews(
+                views,
+                order,
+                place.workers,
+                arithmetic.device,
+                pinned=place.speed != "graphs",
+            )
         )
         groups = query_groups(network, names, recipe.joint_decoder_rate)
         groups += controller_groups(network, names, recipe.controller_rate)
@@ -127,19 +133,24 @@ def train(
 class _Steps:
     """From a batch to its losses."""
 
-    def __init__(self, network: EspMedSam, recipe: Recipe, arithmetic: Arithmetic) -> None:
+    def __init__(
+        self, network: EspMedSam, recipe: Recipe, arithmetic: Arithmetic, place: Surroundings
+    ) -> None:
         self.network = network
-        self.stage = recipe.cached_stage
         self.arithmetic = arithmetic
         self.loss = SegmentationLoss(recipe.patch_weight, recipe.pixel_loss)
+        # gradients that are added up need memory of their own
+        speed = place.speed if recipe.accumulate == 1 else "plain"
+        self.passes = Passes(
+            lambda name: Pass(network, name, recipe.cached_stage, self.loss, arithmetic),
+            speed,
+            arithmetic.device,
+        )
 
     def on_features(self, batch: Batch) -> Mapping[str, Tensor]:
         """Through the encoder from the cached stage on, under the modality's controller."""
         inputs = self.arithmetic.inputs(batch.inputs)
-        with self.arithmetic.context():
-            return self._decoded(
-                embed_from(self.network, inputs, self.stage, batch.modality), batch
-            )
+        return self.passes(batch.modality, inputs, self._labels(batch))._asdict()
 
     def on_embeddings(self, batch: Batch) -> Mapping[str, Tensor]:
         """Through the decoder alone."""
@@ -157,5 +168,7 @@ class _Steps:
 
     def _decoded(self, embedding: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         masks, patches = self.network.decode(embedding, batch.modality)
-        labels = batch.labels.to(self.arithmetic.device, non_blocking=True)
-        return self.loss(masks, patches, labels)._asdict()
+        return self.loss(masks, patches, self._labels(batch))._asdict()
+
+    def _labels(self, batch: Batch) -> Tensor:
+        return batch.labels.to(self.arithmetic.device, non_blocking=True)

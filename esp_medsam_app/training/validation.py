@@ -24,7 +24,7 @@ from esp_medsam_app.training.slice_cache import SliceCache
 
 # Slices of a site that are judged, at even distances; more cost time and tell little.
 SLICES = 120
-_BATCH = 4
+_BATCH, _GPU_BATCH = 4, 64
 
 SiteDice = Mapping[str, Mapping[str, float]]
 
@@ -59,9 +59,11 @@ def dice_by_site(
         sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((len(modality.labels), 2)))
         for number, decided, truth in _segmented(fast, cache, modality, numbers, size, arithmetic):
             both = sums[cache.slices[number].case]
-            for row, value in enumerate(modality.labels.values()):
-                marked, wanted = decided == value, truth == value
-                both[row] += (2 * int((marked & wanted).sum()), int(marked.sum() + wanted.sum()))
+            values = torch.tensor(list(modality.labels.values()), device=decided.device)
+            marked = decided.flatten() == values[:, None]
+            wanted = truth.flatten() == values[:, None]
+            either = marked.sum(1) + wanted.sum(1)
+            both += torch.stack((2 * (marked & wanted).sum(1), either), dim=1).cpu().numpy()
         found[site] = {
             cache.case_names[case]: float(np.mean([a / b if b else 1.0 for a, b in both]))
             for case, both in sums.items()
@@ -83,21 +85,47 @@ def _segmented(
     size: int,
     arithmetic: Arithmetic,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Slice number, label map of the network and reference, on the original slice's pixels."""
-    for number in numbers:
-        image, labels = cache.read(number)
-        height, width = cache.extents(number)
-        tiling = Tiling(height, width, size, modality.tiles)
-        canvas = tiling.scale(image.unsqueeze(0))[0]
-        tiles = torch.stack([tiling.cut(canvas, origin) for origin in tiling.origins])
+    """Slice number, label map of the network and reference, on the original slice's pixels.
+
+    Slices are scaled, cut and joined on the device; tiles of several share a pass.
+    """
+    device = arithmetic.device
+    batch = _BATCH if device.type == "cpu" else _GPU_BATCH
+    for group in _groups(cache, modality, numbers, size, batch):
+        read = {number: cache.read(number) for number, _ in group}
+        cut = [
+            torch.stack([tiling.cut(canvas, origin) for origin in tiling.origins]).clamp(0, 1)
+            for number, tiling in group
+            for canvas in tiling.scale(read[number][0].unsqueeze(0).to(device))
+        ]
         logits = []
-        for part in tiles.clamp(0, 1).split(_BATCH):
+        for part in torch.cat(cut).split(batch):
             with arithmetic.context():
                 embedding = network.embed(arithmetic.inputs(part), modality.name)
                 masks, _ = network.decode(embedding, modality.name)
-            logits.append(resized(masks, part).float().cpu())
-        truth = F.interpolate(labels[None, None].float(), (height, width), mode="nearest-exact")
-        yield number, decide(tiling.join(torch.cat(logits))), truth[0, 0].to(torch.uint8)
+            logits.append(resized(masks, part).float())
+        shares = torch.cat(logits).split([len(tiles) for tiles in cut])
+        for (number, tiling), share in zip(group, shares, strict=True):
+            labels = read[number][1].to(device)[None, None].float()
+            truth = F.interpolate(labels, (tiling.height, tiling.width), mode="nearest-exact")
+            yield number, decide(tiling.join(share)), truth[0, 0].to(torch.uint8)
+
+
+def _groups(
+    cache: SliceCache, modality: Modality, numbers: Sequence[int], size: int, batch: int
+) -> Iterator[list[tuple[int, Tiling]]]:
+    """Slices whose tiles fill a batch together; a slice of more tiles is alone."""
+    group: list[tuple[int, Tiling]] = []
+    tiles = 0
+    for number in numbers:
+        tiling = Tiling(*cache.extents(number), size, modality.tiles)
+        if group and tiles + len(tiling.origins) > batch:
+            yield group
+            group, tiles = [], 0
+        group.append((number, tiling))
+        tiles += len(tiling.origins)
+    if group:
+        yield group
 
 
 def _evenly(numbers: Sequence[int], count: int) -> list[int]:

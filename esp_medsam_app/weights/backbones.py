@@ -84,6 +84,12 @@ LITE_MEDSAM = Backbone(
 )
 BACKBONES = {LITE_MEDSAM.name: LITE_MEDSAM}
 
+# beside a backbone of one's own: what untrained queries start from
+STARTING_QUERIES = "starting_queries.safetensors"
+_TOKENS = "mask_decoder.mask_tokens.weight"
+_MLP = "mask_decoder.output_hypernetworks_mlps.0."
+_QUERIES = (_TOKENS, _MLP)
+
 
 def get_backbone(name: str) -> Backbone:
     """Look a backbone up.
@@ -179,13 +185,26 @@ def starting_decoder(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, T
 
 
 def starting_queries(backbone: Backbone, count: int) -> ModalityQueries:
-    """Fresh queries for `count` labels, started from the backbone's own mask tokens and MLP."""
-    tensors = verified(_with_decoder(backbone))
+    """Fresh queries for `count` labels, started from the backbone's own mask tokens and MLP.
+
+    A backbone of one's own may have them in a file beside its own (`queries_to_start_from`).
+    """
+    beside = Path(backbone.file).with_name(STARTING_QUERIES)
+    if backbone.package is None and beside.is_file():
+        tensors = read_safetensors(beside)
+    else:
+        tensors = verified(_with_decoder(backbone))
     queries = ModalityQueries(count)
-    tokens = tensors["mask_decoder.mask_tokens.weight"]
+    tokens = tensors[_TOKENS]
     queries.tokens.weight.data.copy_(tokens[[index % len(tokens) for index in range(count)]])
-    queries.mlp.load_state_dict(below(tensors, "mask_decoder.output_hypernetworks_mlps.0."))
+    queries.mlp.load_state_dict(below(tensors, _MLP))
     return queries
+
+
+def queries_to_start_from(backbone: Backbone) -> dict[str, Tensor]:
+    """All that `starting_queries` reads, for a file of its own."""
+    tensors = verified(_with_decoder(backbone))
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(_QUERIES)}
 
 
 def _with_decoder(backbone: Backbone) -> Backbone:

@@ -12,7 +12,7 @@ from esp_medsam_app.dataset import prepare_slices
 from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.modalities import Modality, Tiles
 from esp_medsam_app.training.acceptance import LARGEST_LOSS, compare
-from esp_medsam_app.training.arithmetic import CHOICE, Arithmetic, choose_arithmetic
+from esp_medsam_app.training.arithmetic import CHOICE, Arithmetic, choose_arithmetic, keep_choice
 from esp_medsam_app.training.campaign import SHARES, run_cycle
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.sizes import SizeStage
@@ -65,6 +65,16 @@ def test_the_arithmetic_of_a_run_is_measured_once(
     other = {"float32": "bfloat16", "bfloat16": "float32"}[kept["dtype"]]
     (tmp_path / CHOICE).write_text(json.dumps({"dtype": other}))
     assert str(choose_arithmetic(network, "disc", place).dtype) == f"torch.{other}"
+
+
+def test_an_arithmetic_that_was_decided_is_not_measured(
+    small_backbone: Backbone, disc: Modality, tmp_path: Path
+) -> None:
+    keep_choice(tmp_path, "bfloat16")
+    network = new_network(small_backbone, [disc])
+    chosen = choose_arithmetic(network, "disc", Surroundings(tmp_path))
+    assert chosen.dtype is torch.bfloat16
+    assert json.loads((tmp_path / CHOICE).read_text())["seconds"] == {}
 
 
 def test_features_in_bfloat16_meet_an_arithmetic_in_float32() -> None:

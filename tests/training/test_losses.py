@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from monai.losses import DiceLoss, FocalLoss
+from torch import nn
 from torch.nn.functional import max_pool2d
 
-from esp_medsam_app.training.losses import PixelLoss, SegmentationLoss
+from esp_medsam_app.training.losses import PixelLoss, SegmentationLoss, dice_loss, focal_loss
 
 
 @pytest.fixture
@@ -47,3 +50,25 @@ def test_false_alarms_cost_on_views_without_the_structure() -> None:
     loss = SegmentationLoss(0.0)
     silent, loud = (loss(torch.full((1, 1, 32, 32), v), None, empty).total for v in (-9.0, 9.0))
     assert loud > silent + 0.5
+
+
+@pytest.mark.parametrize(
+    ("own", "library"),
+    [(dice_loss, DiceLoss(sigmoid=True, batch=True)), (focal_loss, FocalLoss(gamma=2.0))],
+)
+def test_losses_are_those_of_the_library_bit_by_bit(
+    own: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], library: nn.Module
+) -> None:
+    """A training that went on under the library goes on as it was."""
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(3, 2, 32, 32, generator=generator) < 0.3).float()
+    masks[:, 1] = 0
+    results = []
+    for loss in (own, library):
+        logits = 4 * torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(1))
+        logits.requires_grad_(True)
+        value = loss(logits, masks)
+        value.backward()
+        results.append((value, logits.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
