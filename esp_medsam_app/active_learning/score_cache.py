@@ -77,9 +77,9 @@ def weights_version(bundle: Bundle, modality: str) -> str:
         files.get(DECODER, ""),
         files.get(controller_file(modality), ""),
     ]
-    if bundle.description.input_size != LITE_MEDSAM.input_size:
-        # of a modality that is not trained yet nothing else tells the compact profile
-        parts.append(str(bundle.description.input_size))
+    if bundle.usual_size(modality) != LITE_MEDSAM.input_size:
+        # the same weights mark other pixels at another size
+        parts.append(str(bundle.usual_size(modality)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

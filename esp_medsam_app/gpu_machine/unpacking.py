@@ -86,7 +86,7 @@ def unpack(root: Path, results: Path | None, work: Path, take: Collection[str] =
             one.extract(file)
             check_sha256(file, one.sha256)
             network = network_of(bundle, modality, file)
-            bundle = replace_modality(bundle, network, modality, one.run)
+            bundle = replace_modality(bundle, network, modality, one.run, size=one.run.get("size"))
             file.unlink()
     rows = 0
     if (results / LEDGER).is_file():

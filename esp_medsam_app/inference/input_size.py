@@ -35,9 +35,11 @@ def input_size(bundle: Bundle, modality: str, quality: str, size: int | None = N
     check_input_size(quality, size)
     if size is not None:
         return size
-    own = bundle.description.input_size
-    usual = {"fast": min(own, _FAST), "balanced": own, "best": max(own, _BEST)}
-    return (usual | bundle.description.sizes.get(modality, {}))[quality]
+    suits = bundle.description.sizes.get(modality, {})
+    usual = bundle.usual_size(modality)
+    # where a size was found to suit a modality, a larger one is no better
+    best = usual if "balanced" in suits else max(usual, _BEST)
+    return ({"fast": min(usual, _FAST), "balanced": usual, "best": best} | suits)[quality]
 
 
 def check_input_size(quality: str, size: int | None = None) -> None:

@@ -189,7 +189,7 @@ class Replay:
 
     @property
     def _tile(self) -> int:
-        return self.bundle.description.input_size
+        return self.bundle.usual_size(self.modality.name)
 
 
 def needed_for(wanted: float, curve: Mapping[int, float]) -> float | None:

@@ -64,7 +64,7 @@ class TrainJob:
     @property
     def tile(self) -> int:
         """Side of the network's input, pixels."""
-        return self.bundle.description.input_size
+        return self.bundle.usual_size(self.modality.name)
 
     @property
     def serves(self) -> bool:

@@ -3,15 +3,17 @@
 A cycle trains a modality's controller and queries for some hundred steps from where the last one
 ended, then compares the result with the best weights so far. Weights between the two are tried as
 well: what a cycle gains on its own sites is largely kept, and what it loses on others largely not
-lost (arXiv 2109.01903). `acceptance.compare` decides, on validation cases alone.
+lost (arXiv 2109.01903). Old and new weights are compared at the input size at which each serves
+best. `acceptance.compare` decides, on validation cases alone.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from esp_medsam_app.modalities import Modality
@@ -22,7 +24,7 @@ from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.slice_cache import SliceCache
 from esp_medsam_app.training.surroundings import Surroundings
 from esp_medsam_app.training.trainer import Learners, train
-from esp_medsam_app.training.validation import SiteDice, dice_by_site
+from esp_medsam_app.training.validation import SiteDice, dice_by_site, site_means
 from esp_medsam_app.weights.bundle import mix_modality, round_modality
 
 # Shares of the way from the best weights to the new ones that are tried.
@@ -38,12 +40,14 @@ class Candidate:
         share: of the way from the best weights to what the cycle ended with.
         network: has them in the modality, rounded as a file stores them.
         dice: by input size, then site and case.
-        verdict: against the best weights, over all sizes.
+        size: side of the input at which they would be served, pixels.
+        verdict: against the best weights, both at the size at which they would be served.
     """
 
     share: float
     network: EspMedSam
     dice: dict[int, SiteDice]
+    size: int
     verdict: Verdict
 
 
@@ -112,8 +116,9 @@ def run_cycle(
         mix_modality(network, trained, modality.name, share)
         round_modality(network, modality.name)
         dice = judge(network, val_cache, modality, sizes=sizes, place=place)
-        verdict = compare(_flat(before), _flat(dice))
-        candidates.append(Candidate(share, network, dice, verdict))
+        size = served_size(dice)
+        verdict = compare(before[served_size(before)], dice[size])
+        candidates.append(Candidate(share, network, dice, size, verdict))
     better = [candidate for candidate in candidates if candidate.verdict.better]
     chosen = max(better, key=lambda candidate: candidate.verdict.gain, default=None)
     return CycleResult(trained, before, candidates, chosen)
@@ -138,8 +143,10 @@ def judge(
     return found
 
 
-def _flat(dice: dict[int, SiteDice]) -> SiteDice:
-    """Sites at each size as sites of their own."""
-    return {
-        f"{site} at {size}": cases for size, found in dice.items() for site, cases in found.items()
-    }
+def served_size(dice: Mapping[int, SiteDice]) -> int:
+    """The input size at which weights serve best: the largest mean Dice over sites, pixels.
+
+    Args:
+        dice: of validation cases, by input size, then site and case.
+    """
+    return max(dice, key=lambda size: float(np.mean(list(site_means(dice[size]).values()))))

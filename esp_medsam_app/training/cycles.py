@@ -44,7 +44,7 @@ ORDER = (
     "mr_hippocampus",
 )  # fmt: skip
 # sides of the input at which weights are judged
-SIZES = (128, 256)
+SIZES = (128, 160, 192, 256)
 PROGRESS_SECONDS = 10.0
 
 LEDGER, BEST = "ledger.csv", "best"
@@ -196,10 +196,13 @@ class Cycles:
             cycle_ledger.append(self.work / LEDGER, entry)
         if result.chosen is not None:
             run = describe_run(recipe, {name: dict(material.data)}, device=place.device)
-            run |= {"shared": False, "share": result.chosen.share, "cycle": number}
+            size = result.chosen.size
+            run |= {"shared": False, "share": result.chosen.share, "cycle": number, "size": size}
             with FileLock(self.work / "best.lock"):
                 # other processes may have written other modalities meanwhile
-                bundle = replace_modality(self.best, result.chosen.network, modality, run)
+                bundle = replace_modality(
+                    self.best, result.chosen.network, modality, run, size=size
+                )
         now_best = result.before if result.chosen is None else result.chosen.dice
         weights = bundle.description.files.get(bundle.modality_file(name))
         with written_whole(folder / "judged.json") as partial:
@@ -217,7 +220,8 @@ class Cycles:
 
     def _judged(self, bundle: Bundle, modality: Modality) -> dict[int, SiteDice] | None:
         weights = bundle.description.files.get(bundle.modality_file(modality.name))
-        return read_judged(self.work / modality.name / "judged.json", weights)
+        known = read_judged(self.work / modality.name / "judged.json", weights)
+        return known if known is not None and set(known) == set(self.sizes) else None
 
     def _report(
         self,

@@ -23,7 +23,7 @@ from esp_medsam_app.training.arithmetic import Arithmetic
 from esp_medsam_app.training.slice_cache import SliceCache
 
 # Slices of a site that are judged, at even distances; more cost time and tell little.
-SLICES = 120
+SLICES = 60
 _BATCH, _GPU_BATCH = 4, 64
 
 SiteDice = Mapping[str, Mapping[str, float]]

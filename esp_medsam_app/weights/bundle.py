@@ -174,6 +174,11 @@ class Bundle:
         """The logit that SPPG has to reach somewhere in a tile that holds the structure, if any."""
         return self.description.presence.get(name)
 
+    def usual_size(self, name: str) -> int:
+        """Side of the input at which a modality is served unless asked otherwise, pixels."""
+        suits: dict[str, int] = self.description.sizes.get(name, {})
+        return suits.get("balanced", self.description.input_size)
+
     def needs_float32(self, name: str) -> bool:
         """Whether another precision would change a modality's masks too much."""
         return name in self.description.precision

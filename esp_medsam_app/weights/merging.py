@@ -136,7 +136,12 @@ def mix_bundles(before: Bundle, after: Bundle, output: Path, *, share: float = 0
 
 
 def replace_modality(
-    bundle: Bundle, network: EspMedSam, modality: Modality, run: Mapping[str, Any]
+    bundle: Bundle,
+    network: EspMedSam,
+    modality: Modality,
+    run: Mapping[str, Any],
+    *,
+    size: int | None = None,
 ) -> Bundle:
     """Write one modality of a network into a bundle, in place of what it has of that name, if any.
 
@@ -147,14 +152,18 @@ def replace_modality(
         network: of the bundle's shared weights; it has the modality.
         modality: as it was trained.
         run: how and on what, added to the bundle's training runs.
+        size: side of the input at which the weights serve best, pixels; the bundle's by default.
     """
     said = bundle.description
+    kept = said.told_but_of([modality.name])
+    if size is not None:
+        kept["sizes"][modality.name] = {"balanced": size}
     file = bundle.modality_file(modality.name)
     with written_whole(bundle.path / file) as partial:
         save_modality(partial, network, modality.name)
     changed = said.model_copy(
         update={
-            **said.told_but_of([modality.name]),
+            **kept,
             "modalities": list((bundle.modalities | {modality.name: modality}).values()),
             "training": {**said.training, "runs": [*_runs(bundle), dict(run)]},
             "files": said.files | {file: sha256_of(bundle.path / file)},

@@ -98,6 +98,16 @@ def render_card(bundle: Bundle) -> str:
             [(name, f"{least:.2f}") for name, least in bundle.description.presence.items()],
         ),
         *_optional(
+            "Modalities whose input has another side than the one above: at it the mean Dice over "
+            "the sites of `val` is largest.",
+            ("modality", "pixels"),
+            [
+                (name, str(bundle.usual_size(name)))
+                for name in bundle.description.sizes
+                if name in bundle.modalities
+            ],
+        ),
+        *_optional(
             "On any device computed in float32, unless another precision is asked for: on `val` "
             "bfloat16 loses more than 0.2 points of Dice of these.",
             ("modality",),

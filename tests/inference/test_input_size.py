@@ -39,6 +39,11 @@ def test_a_quality_is_a_size(bundle: Bundle) -> None:
     told = with_input(bundle, sizes={"plain": {"best": 192}})
     assert input_size(told, "plain", "best") == 192
     assert input_size(told, "plain", "fast") == 128
+    # the size that suits best is the best one too
+    suits = with_input(bundle, sizes={"plain": {"balanced": 96}})
+    assert [input_size(suits, "plain", quality) for quality in QUALITIES] == [96, 96, 96]
+    assert suits.usual_size("plain") == 96
+    assert suits.usual_size("other") == 256
 
 
 @pytest.mark.parametrize(

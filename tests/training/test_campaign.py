@@ -13,7 +13,7 @@ from esp_medsam_app.evaluation.pairs import CasePair
 from esp_medsam_app.modalities import Modality, Tiles
 from esp_medsam_app.training.acceptance import LARGEST_LOSS, compare
 from esp_medsam_app.training.arithmetic import CHOICE, Arithmetic, choose_arithmetic, keep_choice
-from esp_medsam_app.training.campaign import SHARES, run_cycle
+from esp_medsam_app.training.campaign import SHARES, run_cycle, served_size
 from esp_medsam_app.training.recipe import Recipe
 from esp_medsam_app.training.sizes import SizeStage
 from esp_medsam_app.training.starting import new_network
@@ -45,6 +45,15 @@ def test_better_means_more_than_the_error_and_no_site_that_loses() -> None:
     verdict = compare(before, noisy)
     assert 0 < verdict.gain < verdict.error
     assert not verdict.better
+
+
+def test_weights_serve_at_the_size_that_suits_the_sites() -> None:
+    """A site with many cases counts as much as one with few."""
+    dice = {
+        128: {"large": {"1": 0.5, "2": 0.5, "3": 0.5}, "small": {"4": 0.9}},
+        256: {"large": {"1": 0.6, "2": 0.6, "3": 0.6}, "small": {"4": 0.7}},
+    }
+    assert served_size(dice) == 128
 
 
 def test_a_missing_case_is_no_comparison() -> None:
@@ -173,4 +182,6 @@ def test_a_cycle_trains_at_several_sizes_and_judges_what_it_offers(
     assert any(key.startswith("controllers.disc.blocks.0.") for key in changed)
     assert [candidate.share for candidate in result.candidates] == list(SHARES)
     assert set(result.before) == {32, 48}
+    for candidate in result.candidates:
+        assert candidate.size == served_size(candidate.dice)
     assert result.chosen is None or result.chosen.verdict.better
