@@ -75,8 +75,11 @@ def test_a_cycle_of_a_new_modality_is_kept_and_written_down(
     assert result.chosen is not None, [c.verdict for c in result.candidates]
     assert list(best.modalities) == ["microscopy_nuclei", "disc"]
     best.verify()
+    assert best.usual_size("disc") == 32
+    assert best.usual_size("microscopy_nuclei") == best.description.input_size
     run = best.description.training["runs"][-1]
     assert run["data"] == {"disc": {"cases": 2, "sources": []}}
+    assert (run["size"], run["shared"]) == (32, False)
     weights = best.description.files[best.modality_file("disc")]
     judged = read_judged(tmp_path / "work" / "disc" / "judged.json", weights)
     assert judged == result.chosen.dice
