@@ -119,4 +119,10 @@ def _source(folder: Path) -> dict[str, str]:
     name = folder.resolve().parts[-2]
     source = {"folder": "/".join(folder.resolve().parts[-2:])}
     known = DATASETS.get(name)
-    return source if known is None else source | known._asdict()
+    if known is None:
+        return source
+    return source | {
+        "title": known.title,
+        "licence": known.licence,
+        "licence_class": known.licence_class,
+    }
