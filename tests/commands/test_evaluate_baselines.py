@@ -43,6 +43,9 @@ class Reader:
         on_slice(1, 1)
         return (image.voxels > 150).astype(np.uint8)
 
+    def input_size(self, modality: str) -> int:
+        return SIZE
+
     def parameters(self, modality: str) -> int:
         return 13_000_000
 

@@ -77,6 +77,7 @@ def test_what_was_said_of_modalities_that_learn_anew_is_left_out(
     told = {
         "presence": {"one": 0.5, "two": 0.25},
         "precision": {"one": "float32"},
+        "sizes": {"one": {"balanced": 160}, "two": {"fast": 96}},
         "scores": {"one": {"val": {}}},
     }
     bundle = saved(tmp_path / "told", network, told=told)
@@ -86,7 +87,8 @@ def test_what_was_said_of_modalities_that_learn_anew_is_left_out(
     assert not again.needs_float32("two")
     assert again.description.told_but_of([]) == told
     kept = again.description.told_but_of(["one"])
-    assert kept == {"presence": {"two": 0.25}, "precision": {}, "scores": {}}
+    sizes = {"two": {"fast": 96}}
+    assert kept == {"presence": {"two": 0.25}, "precision": {}, "sizes": sizes, "scores": {}}
 
 
 def test_weights_between_two_bundles(network: EspMedSam, bundle: Bundle, tmp_path: Path) -> None:
