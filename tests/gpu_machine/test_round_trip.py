@@ -28,6 +28,7 @@ from esp_medsam_app.gpu_machine.places import (
 )
 from esp_medsam_app.gpu_machine.results import write_results
 from esp_medsam_app.gpu_machine.unpacking import unpack
+from esp_medsam_app.training.cycles import SIZES
 from esp_medsam_app.weights import load_bundle
 from esp_medsam_app.weights.bundle import Bundle, starter_bundle_path
 from esp_medsam_app.weights.integrity import sha256_of
@@ -82,8 +83,7 @@ def test_weights_that_do_not_fit_stay_at_home(tree: Path, data: Path) -> None:
     assert (known.surpassed, new.surpassed) == (starter, None)
     assert known.judged is not None
     assert {size: list(dice["site"]) for size, dice in known.judged.items()} == {
-        "128": ["case0", "case1"],
-        "256": ["case0", "case1"],
+        str(size): ["case0", "case1"] for size in SIZES
     }
     shutil.rmtree(carried)
     pack(tree, data, None, packing(), silent)
