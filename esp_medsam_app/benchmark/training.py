@@ -36,8 +36,8 @@ class TrainingFigures:
         batch: views of a step.
         views_per_second: forward and backward, at the median step.
         teraflops: operations a second; a multiplication and an addition count as two.
-        share_of_products: of the rate of matrix products of this type in the same rounds.
-        times_earlier: its rate over that of version 0.1.0's layout, the median over the rounds.
+        share_of_products: its rate as a share of the rate of matrix products of this type.
+        times_earlier: its rate over the rate of version 0.1.0's layout, the median over the rounds.
     """
 
     way: str
@@ -56,7 +56,7 @@ class TrainingReport:
     Attributes:
         modality: whose controller and queries learned.
         rounds: how often each way was timed.
-        figures: of each way and size.
+        figures: what each way took at each size.
     """
 
     modality: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 INDEX, PIXELS = "index.json", "pixels.bin"
+
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,13 @@ class SliceCache:
     def extents(self, number: int) -> tuple[int, int]:
         """Height and width of a slice before it was stored."""
         return self.slices[number].extents
+
+
+def evenly(things: Sequence[Thing], count: int) -> list[Thing]:
+    """At most `count` of some things, at even distances."""
+    if len(things) <= count:
+        return list(things)
+    return [things[round(place)] for place in np.linspace(0, len(things) - 1, count)]
 
 
 def index_of(

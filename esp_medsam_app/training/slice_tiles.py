@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TypeVar
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from esp_medsam_app.inference.preprocessing import Tiling
 from esp_medsam_app.modalities import Modality
-from esp_medsam_app.training.slice_cache import SliceCache
-
-Thing = TypeVar("Thing")
+from esp_medsam_app.training.slice_cache import SliceCache, evenly
 
 
 class SliceTiles(Dataset[tuple[Tensor, Tensor]]):
@@ -42,7 +38,7 @@ class SliceTiles(Dataset[tuple[Tensor, Tensor]]):
         self.modality = modality
         self.tile = tile
         self.most = most
-        self.taken = None if empty is None else set(_evenly(cache.empty, empty))
+        self.taken = None if empty is None else set(evenly(cache.empty, empty))
 
     @cached_property
     def _places(self) -> list[tuple[int, int, tuple[int, int]]]:
@@ -52,7 +48,7 @@ class SliceTiles(Dataset[tuple[Tensor, Tensor]]):
             wanted = empty if self.taken is None else [n for n in empty if n in self.taken]
             for number in sorted(labelled + wanted):
                 found += [(case, number, origin) for origin in self._tiling(number).origins]
-        return found if self.most is None else _evenly(found, self.most)
+        return found if self.most is None else evenly(found, self.most)
 
     @property
     def cases(self) -> list[int]:
@@ -73,10 +69,3 @@ class SliceTiles(Dataset[tuple[Tensor, Tensor]]):
     def _tiling(self, number: int) -> Tiling:
         height, width = self.cache.extents(number)
         return Tiling(height, width, self.tile, self.modality.tiles)
-
-
-def _evenly(things: list[Thing], count: int) -> list[Thing]:
-    """At most so many of them, at even distances."""
-    if len(things) <= count:
-        return things
-    return [things[round(place)] for place in np.linspace(0, len(things) - 1, count)]

@@ -20,7 +20,7 @@ from esp_medsam_app.modalities import Modality
 from esp_medsam_app.networks import EspMedSam
 from esp_medsam_app.networks.esp_medsam import resized
 from esp_medsam_app.training.arithmetic import Arithmetic
-from esp_medsam_app.training.slice_cache import SliceCache
+from esp_medsam_app.training.slice_cache import SliceCache, evenly
 
 # Slices of a site that are judged, at even distances; more cost time and tell little.
 SLICES = 60
@@ -55,7 +55,7 @@ def dice_by_site(
     found: dict[str, dict[str, float]] = {}
     for site, cases in cache.sites.items():
         numbers = [n for case in cases for part in cache.by_case[case] for n in part]
-        numbers = _evenly(sorted(numbers), slices)
+        numbers = evenly(sorted(numbers), slices)
         sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((len(modality.labels), 2)))
         for number, decided, truth in _segmented(fast, cache, modality, numbers, size, arithmetic):
             both = sums[cache.slices[number].case]
@@ -126,9 +126,3 @@ def _groups(
         tiles += len(tiling.origins)
     if group:
         yield group
-
-
-def _evenly(numbers: Sequence[int], count: int) -> list[int]:
-    if len(numbers) <= count:
-        return list(numbers)
-    return [numbers[round(place)] for place in np.linspace(0, len(numbers) - 1, count)]
